@@ -1,0 +1,217 @@
+"""Tables between layouts of weights: lists of rules, each of which knows its inverse."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from darkroom.errors import InputError
+
+Tensors = dict[str, Tensor]
+
+
+class Rule(Protocol):
+    """One step of a table: takes the tensors it knows out of `tensors`, and gives what they are called there.
+
+    In patterns `*` stands for one part of a name and `**` for one or more; what a wildcard of the first
+    pattern stood for goes, in the same order, into the wildcards of the others.
+    """
+
+    def __call__(self, tensors: Tensors) -> Tensors: ...
+
+    def inverse(self) -> "Rule":
+        """The rule that undoes this one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rules in the order in which they take their tensors; names that no rule knows stay as they are."""
+
+    rules: tuple[Rule, ...]
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The tensors under their other names; raises InputError where one that a rule joins is missing."""
+        rest, result = dict(tensors), {}
+        for rule in self.rules:
+            result |= rule(rest)
+        return result | rest
+
+    def inverse(self) -> "Table":
+        """The table that undoes this one."""
+        return Table(tuple(rule.inverse() for rule in self.rules))
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The same tensor under another name."""
+
+    source: str
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return {_fill(self.target, parts): tensors.pop(n) for n, parts in _matches(self.source, tensors)}
+
+    def inverse(self) -> "Rename":
+        """The names the other way round."""
+        return Rename(self.target, self.source)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The same tensor under another name with its halves along the first axis exchanged."""
+
+    source: str
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for name, parts in _matches(self.source, tensors):
+            result[_fill(self.target, parts)] = torch.cat(tensors.pop(name).chunk(2)[::-1])
+        return result
+
+    def inverse(self) -> "Swap":
+        """Exchanging twice changes nothing."""
+        return Swap(self.target, self.source)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tensor as several of equal size, cut along the first axis: q, k and v out of one matrix."""
+
+    source: str
+    targets: tuple[str, ...]
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for name, parts in _matches(self.source, tensors):
+            whole = tensors.pop(name)
+            if whole.shape[0] % len(self.targets):
+                raise InputError(f"{name} has {whole.shape[0]} rows: they do not split by {len(self.targets)}")
+            pieces = whole.chunk(len(self.targets))
+            result |= {_fill(t, parts): p.clone() for t, p in zip(self.targets, pieces, strict=True)}
+        return result
+
+    def inverse(self) -> "Concat":
+        """The pieces joined again."""
+        return Concat(self.targets, self.source)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Several tensors as one, joined along the first axis."""
+
+    sources: tuple[str, ...]
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for _, parts in _matches(self.sources[0], tensors):
+            pieces = _take(tensors, [_fill(source, parts) for source in self.sources])
+            result[_fill(self.target, parts)] = torch.cat(pieces)
+        return result
+
+    def inverse(self) -> Split:
+        """The whole cut again."""
+        return Split(self.target, self.sources)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One tensor under several names: a layer that the other layout repeats in every block."""
+
+    source: str
+    targets: tuple[str, ...]
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for name, parts in _matches(self.source, tensors):
+            tensor = tensors.pop(name)
+            result |= {_fill(target, parts): tensor.clone() for target in self.targets}
+        return result
+
+    def inverse(self) -> "Merge":
+        """One of the copies."""
+        return Merge(self.targets, self.source)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Equal tensors as one; raises InputError where they are not equal (on `meta` none is compared)."""
+
+    sources: tuple[str, ...]
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for _, parts in _matches(self.sources[0], tensors):
+            names = [_fill(source, parts) for source in self.sources]
+            first, *others = _take(tensors, names)
+            for name, other in zip(names[1:], others, strict=True):
+                if not first.is_meta and not torch.equal(first, other):
+                    raise InputError(f"{name} differs from {names[0]}: they must be copies of one tensor")
+            result[_fill(self.target, parts)] = first
+        return result
+
+    def inverse(self) -> Copy:
+        """A copy under every name."""
+        return Copy(self.target, self.sources)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A tensor that the other layout has no place for; `make` gives it anew, None if it's not needed here."""
+
+    name: str
+    make: Callable[[], Tensor] | None = None
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        tensors.pop(self.name, None)
+        return {}
+
+    def inverse(self) -> "Make":
+        """The tensor back in its place."""
+        return Make(self.name, self.make)
+
+
+@dataclass(frozen=True)
+class Make:
+    """A tensor that the other layout lacks since it follows from the config; without `make`, nothing."""
+
+    name: str
+    make: Callable[[], Tensor] | None
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return {} if self.make is None else {self.name: self.make()}
+
+    def inverse(self) -> Drop:
+        """The tensor left out."""
+        return Drop(self.name, self.make)
+
+
+@lru_cache(maxsize=4096)
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts = {"**": "(.+)", "*": r"([^.]+)"}
+    return re.compile("".join(parts.get(p, re.escape(p)) for p in re.split(r"(\*+)", pattern)))
+
+
+def _matches(pattern: str, tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[str, ...]]]:
+    """The names that a pattern describes, with what its wildcards stand for in each."""
+    found = ((name, _regex(pattern).fullmatch(name)) for name in tensors)
+    return [(name, match.groups()) for name, match in found if match]
+
+
+def _fill(pattern: str, parts: tuple[str, ...]) -> str:
+    """The pattern with its wildcards, in order, replaced by what they stand for."""
+    values = iter(parts)
+    return re.sub(r"\*+", lambda _: next(values), pattern)
+
+
+def _take(tensors: Tensors, names: list[str]) -> list[Tensor]:
+    if missing := [name for name in names if name not in tensors]:
+        raise InputError(f"{', '.join(missing)}: missing beside {next(n for n in names if n in tensors)}")
+    return [tensors.pop(name) for name in names]

@@ -1,0 +1,355 @@
+"""The `darkroom` command: each subcommand parses, calls one function of the library, and prints.
+
+Whatever needs torch is imported inside the subcommands, after their arguments are checked, so that help and
+mistakes are answered at once.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from darkroom.errors import DarkroomError, InputError, unknown
+from darkroom.files import require_parent
+from darkroom.presets import CARDS, bundled, model_folder
+
+if TYPE_CHECKING:
+    from darkroom.pipeline import Progress
+
+DEFAULT_MODEL = "darkroom-mini"
+DEMO_PROMPTS = (
+    "red apple", "rocket", "octopus", "sunflower", "grinning face", "penguin", "birthday cake", "cactus",
+)  # fmt: skip
+DEMO_STYLES = ("flat style", "3d style", "blob style")
+
+Output = Annotated[Path, arg(aliases=["-o"])]
+MaybeInt = Annotated[int | None, arg(metavar="INT")]
+MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
+MaybeText = Annotated[str | None, arg(metavar="STR")]
+
+
+def demo(
+    *, output: Output = Path("demo.png"), model: str = DEFAULT_MODEL, seed: int = 0, mkdir: bool = False
+) -> None:
+    """Draw a labelled grid of 24 pictures: 8 prompts in 3 styles.
+
+    Args:
+        output: The PNG to write.
+        model: A bundled model or a model folder.
+        seed: Picture k gets seed + k.
+        mkdir: Make the output's folder if it does not exist.
+    """
+    _check_output(output, ".png", mkdir=mkdir)
+    model_folder(model)
+    from darkroom.images import grid, save_png
+    from darkroom.pipeline import load
+
+    pipe = load(model)
+    prompts = [f"{prompt}, {style}" for style in DEMO_STYLES for prompt in DEMO_PROMPTS]
+    with _bar("drawing") as on_step:
+        result = pipe(prompts, seed=seed, on_step=on_step)
+    sheet = grid(result.images, len(DEMO_PROMPTS), row_labels=DEMO_STYLES, column_labels=DEMO_PROMPTS)
+    save_png(output, sheet)
+    print(f"{output}: {len(prompts)} pictures")
+
+
+def generate(
+    prompt: Positional[str],
+    *,
+    output: Output = Path("out.png"),
+    model: str = DEFAULT_MODEL,
+    negative: str = "",
+    steps: MaybeInt = None,
+    guidance: MaybeFloat = None,
+    seed: MaybeInt = None,
+    size: MaybeText = None,
+    count: int = 1,
+    sampler: MaybeText = None,
+    schedule: MaybeText = None,
+    exact: bool = False,
+    no_metadata: bool = False,
+    mkdir: bool = False,
+) -> None:
+    """Draw pictures of a prompt.
+
+    Args:
+        prompt: What to draw.
+        output: The PNG to write; with a count of N, name-0.png to name-(N-1).png.
+        model: A bundled model or a model folder.
+        negative: What not to draw.
+        steps: Number of sampling steps; this and what follows come from the model if not given.
+        guidance: How strongly the prompt guides; 1 turns guidance off.
+        seed: Decides the noise; picture k gets seed + k. Random if not given.
+        size: N or WIDTHxHEIGHT, in pixels.
+        count: Number of pictures.
+        sampler: ddim, dpmpp_2m, euler or euler_ancestral.
+        schedule: How the noise levels are spaced.
+        exact: Make a picture's bytes independent of the others of the call, at some cost in time.
+        no_metadata: Leave the parameters out of the PNG.
+        mkdir: Make the output's folder if it does not exist.
+    """
+    _check_output(output, ".png", mkdir=mkdir)
+    width, height = _parse_size(size)
+    model_folder(model)
+    from darkroom.images import format_parameters, save_png
+    from darkroom.pipeline import load
+
+    pipe = load(model)
+    with _bar("drawing") as on_step:
+        result = pipe(
+            prompt,
+            negative_prompt=negative,
+            steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+            width=width,
+            height=height,
+            count=count,
+            sampler=sampler,
+            schedule=schedule,
+            exact=exact,
+            on_step=on_step,
+        )
+    names = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
+    for path, image, seed_, made in zip(names, result.images, result.seeds, result.parameters, strict=True):
+        save_png(
+            path, image, None if no_metadata else format_parameters(made.prompt, made.negative, made.values)
+        )
+        print(f"{path}: seed {seed_}")
+
+
+def train(stage: Literal["autoencoder", "denoiser"], recipe: Path, overrides: dict[str, str]) -> None:
+    """Run or go on with a training; `overrides` are laid over the recipe's fields."""
+    from darkroom.config import load_recipe
+
+    if stage == "autoencoder":
+        from darkroom.train.autoencoder import AutoencoderRecipe
+        from darkroom.train.autoencoder import train as train_autoencoder
+
+        folder = train_autoencoder(load_recipe(recipe, AutoencoderRecipe, overrides))
+    else:
+        from darkroom.train.denoiser import DenoiserRecipe
+        from darkroom.train.denoiser import train as train_denoiser
+
+        folder = train_denoiser(load_recipe(recipe, DenoiserRecipe, overrides))
+    print(f"{folder}: done")
+
+
+def encode(
+    images: Positional[tuple[Path, ...]],
+    *,
+    output: Output = Path("latents.safetensors"),
+    model: str = DEFAULT_MODEL,
+    size: MaybeInt = None,
+    mkdir: bool = False,
+) -> None:
+    """Write the latents of pictures to a safetensors file.
+
+    Args:
+        images: Picture files.
+        output: The file to write; it holds one tensor (channels, height / f, width / f) for each name.
+        model: A bundled model, a model folder, or a folder with an autoencoder.
+        size: Resize and crop each picture to a square of this size.
+        mkdir: Make the output's folder if it does not exist.
+    """
+    _check_output(output, ".safetensors", mkdir=mkdir)
+    _check_images(images, size)
+    folder = model_folder(model)
+    from darkroom.codec import encode_files
+
+    for name, latents in encode_files(folder, images, output, size).items():
+        print(f"{name}: {'x'.join(map(str, latents.shape))}")
+
+
+def reconstruct(
+    images: Positional[tuple[Path, ...]],
+    *,
+    output: Output = Path("reconstruction.png"),
+    model: str = DEFAULT_MODEL,
+    size: MaybeInt = None,
+    mkdir: bool = False,
+) -> None:
+    """Show what an autoencoder keeps of pictures: original, reconstruction, error, and the PSNR.
+
+    Args:
+        images: Picture files.
+        output: The PNG to write, one picture a row.
+        model: A bundled model, a model folder, or a folder with an autoencoder.
+        size: Resize and crop each picture to a square of this size.
+        mkdir: Make the output's folder if it does not exist.
+    """
+    _check_output(output, ".png", mkdir=mkdir)
+    _check_images(images, size)
+    folder = model_folder(model)
+    from darkroom.codec import comparison, reconstruct_files
+    from darkroom.images import save_png
+
+    reconstructions = reconstruct_files(folder, images, size)
+    save_png(output, comparison(reconstructions))
+    for path, made in zip(images, reconstructions, strict=True):
+        print(f"{path}: {made.psnr:.2f} dB")
+
+
+def models() -> None:
+    """List the models that come with the package."""
+    from darkroom.checkpoint.summary import summarise
+
+    header = (
+        "name",
+        "year",
+        "picture",
+        "latents",
+        "autoencoder",
+        "denoiser",
+        "text encoder",
+        "on disk",
+        "licence",
+    )
+    rows = [header]
+    for name, folder in bundled().items():
+        s, card = summarise(folder), CARDS[name]
+        counts = [f"{count / 1e6:.2f} M" for count in (s.autoencoder, s.denoiser, s.text_encoder)]
+        latents, size = "x".join(map(str, s.latent_shape)), f"{s.size / 1e6:.1f} MB"
+        rows.append((name, str(card.year), f"{s.width}x{s.height}", latents, *counts, size, card.licence))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = False) -> None:
+    """Write a model in the layout of diffusers.
+
+    Args:
+        model: A bundled model or a model folder.
+        output: The folder to write, empty or not there yet.
+        mkdir: Make the folder's parent if it does not exist.
+    """
+    require_parent(output, mkdir=mkdir)
+    folder = model_folder(model)
+    from darkroom.checkpoint.export import export_diffusers
+
+    export_diffusers(folder, output)
+    print(f"{output}: open it with diffusers' StableDiffusionPipeline.from_pretrained")
+
+
+def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
+    """The subcommands by name; `train` is given the overrides, which stand outside the parser's options."""
+
+    def train_(stage: Positional[Literal["autoencoder", "denoiser"]], recipe: Positional[Path]) -> None:
+        """Train either stage as a recipe says; the same command goes on with a run that was stopped.
+
+        Any field of the recipe can be given as an option: --train.steps 100, --out runs/second.
+
+        Args:
+            stage: What to train.
+            recipe: A TOML file.
+        """
+        train(stage, recipe, overrides)
+
+    return {
+        "demo": demo,
+        "generate": generate,
+        "train": train_,
+        "encode": encode,
+        "reconstruct": reconstruct,
+        "models": models,
+        "export": export,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; the parser exits by itself (help: 0, mistakes: 2)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            args, overrides = split_overrides(args) if args[:1] == ["train"] else (args, {})
+            known = commands(overrides)
+            if args and not args[0].startswith("-") and args[0] not in known:
+                raise unknown("command", args[0], known)
+            tyro.extras.subcommand_cli_from_dict(
+                known,
+                prog="darkroom",
+                description="Train, run and inspect latent diffusion models.",
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except DarkroomError as error:
+        print(f"darkroom: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("darkroom: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--dotted.field value` and `--dotted.field=value` out of a command line; the parser gets the rest.
+
+    Raises InputError for a field without a value.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    remaining = iter(args)
+    for token in remaining:
+        if not token.startswith("--") or token == "--help":
+            rest.append(token)
+            continue
+        name, equals, value = token[2:].partition("=")
+        given = value if equals else next(remaining, None)
+        if given is None:
+            raise InputError(f"--{name}: no value given")
+        overrides[name.replace("-", "_")] = given
+    return rest, overrides
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[["Progress"], None]]:
+    """A progress bar with rate and time left, shown from the first second on where somebody looks on."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="step", delay=1, disable=None, leave=False) as bar:
+
+        def update(progress: "Progress") -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        yield update
+
+
+def _check_output(path: Path, suffix: str, *, mkdir: bool) -> None:
+    """Raise InputError, before any work, for an output that could not be written in the end."""
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path}: the output must be a {suffix} file")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder")
+    require_parent(path, mkdir=mkdir)
+
+
+def _check_images(images: Sequence[Path], size: int | None) -> None:
+    if not images:
+        raise InputError("name at least one picture")
+    if size is not None and size < 1:
+        raise InputError(f"size must be 1 or more, not {size}")
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+
+
+def _parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """N or WxH as (width, height)."""
+    if text is None:
+        return None, None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--size must be N or WIDTHxHEIGHT, such as 128 or 128x96, not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"darkroom: warning: {message}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Pictures, captions and the order in which training sees them."""

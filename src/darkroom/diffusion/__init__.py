@@ -1,0 +1,1 @@
+"""Noising paths, denoisers, schedules, samplers and guidance."""

@@ -1,0 +1,157 @@
+"""A network behind one contract: `denoiser(x, sigma, condition)` is its estimate of the clean latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from darkroom.diffusion.path import DiscretePath, FlowPath, NoisePath
+from darkroom.errors import InputError, unknown
+from darkroom.nn.extra import Extra
+
+Prediction = Literal["eps", "v", "x0", "flow", "edm"]
+PREDICTIONS: tuple[Prediction, ...] = ("eps", "v", "x0", "flow", "edm")
+MIN_SNR_GAMMA = 5.0  # the paper's choice
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is conditioned on: the text states (B, L, D), or None, and what else the network takes."""
+
+    context: Tensor | None
+    extra: Extra | None = None
+
+    @staticmethod
+    def cat(conditions: Sequence["Condition"]) -> "Condition":
+        """Several conditions as that of the joined batch; InputError if one has a part that another lacks."""
+        if len(conditions) == 1:
+            return conditions[0]
+        extras = [condition.extra or Extra() for condition in conditions]
+        joined = {f.name: _cat(f.name, [getattr(extra, f.name) for extra in extras]) for f in fields(Extra)}
+        extra = Extra(**joined) if any(part is not None for part in joined.values()) else None
+        return Condition(_cat("context", [condition.context for condition in conditions]), extra)
+
+
+class Denoiser:
+    """A network, the noising path it was trained on, and what it predicts.
+
+    With noise n and clean latents x0, the network predicts: `eps` n; `x0` x0; `flow` the velocity n - x0; `v`
+    (Salimans and Ho 2022) and `edm` (Karras et al. 2022), mixes of the two that keep unit variance at every
+    level.
+
+    Raises InputError where a prediction says nothing of x0: eps at pure noise, v and edm on a flow path.
+    """
+
+    def __init__(self, network: nn.Module, path: NoisePath, prediction: Prediction) -> None:
+        check_prediction(path, prediction)
+        self.network, self.path, self.prediction = network, path, prediction
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """The clean latents (B, C, h, w), in x's dtype, estimated from x at levels `sigma` (B,) float32."""
+        level = expand(sigma, x)
+        net_x = (x * self.path.input_scale(level)).to(_dtype(self.network, x))
+        context = None if cond.context is None else cond.context.to(net_x.dtype)
+        output = self.network(net_x, self.path.timestep_from_sigma(sigma), context, extra=cond.extra)
+        return self.from_output(x, output, sigma)
+
+    def from_output(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """The clean latents that a network's output means, in x's dtype: c_skip * x + c_out * output."""
+        level = expand(sigma, x)
+        out = self._output_factor(level) * output
+        return (out if self.prediction == "x0" else self._skip_factor(level) * x + out).to(x.dtype)
+
+    def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The noisy latents alpha * x0 + sigma * noise at levels `sigma` (B,)."""
+        level = expand(sigma, x0)
+        return self.path.alpha(level) * x0 + level * noise
+
+    def network_input(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees in training: the scaled noisy latents (B, C, h, w) and the timesteps (B,)."""
+        net_x = self.noisy(x0, noise, sigma) * self.path.input_scale(expand(sigma, x0))
+        return net_x, self.path.timestep_from_sigma(sigma)
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should answer to `network_input`."""
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "x0":
+            return x0
+        if self.prediction == "flow":
+            return noise - x0
+        level, data = expand(sigma, x0), self.path.sigma_data
+        v = (data * noise - level / data * x0) * (level**2 + data**2) ** -0.5
+        return v if self.prediction == "v" else -v
+
+    def loss_weight(self, sigma: Tensor, kind: Literal["uniform", "min_snr"] = "uniform") -> Tensor:
+        """The factor (B,) of each picture's squared error of the network's output.
+
+        `min_snr` is min(SNR, 5) on the squared error of x0 (Hang et al. 2023), carried over to the
+        prediction: an error e of the output is one of c_out * e of x0. For eps that is min(SNR, 5) / SNR, for
+        v min(SNR, 5) / (SNR + 1).
+        """
+        if kind == "uniform":
+            return torch.ones_like(sigma)
+        if kind != "min_snr":
+            raise unknown("loss weight", kind, ("uniform", "min_snr"))
+        data = self.path.sigma_data
+        snr = (self.path.alpha(sigma) * data / sigma) ** 2
+        return snr.clamp(max=MIN_SNR_GAMMA) * (self._output_factor(sigma) / data) ** 2
+
+    def _output_factor(self, sigma: Tensor) -> Tensor:
+        """c_out: how much the estimate of x0 changes with the network's output."""
+        if self.prediction == "x0":
+            return torch.ones_like(sigma)
+        if self.prediction == "eps":
+            return -sigma / self.path.alpha(sigma)
+        if self.prediction == "flow":
+            return -sigma / (self.path.alpha(sigma) + sigma)
+        data = self.path.sigma_data
+        factor = sigma * data * (sigma**2 + data**2) ** -0.5
+        return -factor if self.prediction == "v" else factor
+
+    def _skip_factor(self, sigma: Tensor) -> Tensor:
+        """c_skip: how much of the noisy latents goes straight into the estimate of x0."""
+        if self.prediction == "eps":
+            return 1 / self.path.alpha(sigma)
+        if self.prediction == "flow":
+            return 1 / (self.path.alpha(sigma) + sigma)
+        data = self.path.sigma_data**2
+        return data / (sigma**2 + data)
+
+
+def check_prediction(path: NoisePath, prediction: Prediction) -> None:
+    """Raise InputError if the prediction is unknown or does not determine x0 at every level of the path."""
+    if prediction not in PREDICTIONS:
+        raise unknown("prediction", prediction, PREDICTIONS)
+    flow = isinstance(path, FlowPath)
+    if flow and prediction in ("v", "edm"):
+        raise InputError(
+            f"prediction {prediction!r} is not defined on a flow path: use 'flow', 'x0' or 'eps'"
+        )
+    pure = path.sigma_max == 1 if flow else isinstance(path, DiscretePath) and path.zero_terminal_snr
+    if pure and prediction == "eps":
+        raise InputError(
+            "prediction 'eps' says nothing of the picture at pure noise, where this path starts: use "
+            + ("'flow' or a 'sigma_max' below 1" if flow else "'v', or 'zero_terminal_snr' off")
+        )
+
+
+def expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """Per-picture values (B,) as (B, 1, 1, 1), or whatever broadcasts over `like`."""
+    return sigma.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
+    """What the network's weights are in: x's dtype if it has none."""
+    return next(network.parameters(), x).dtype
+
+
+def _cat(name: str, parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    if len(present) < len(parts):
+        raise InputError(f"cannot join conditions: some have {name!r} and some do not")
+    return torch.cat(present)

@@ -1,0 +1,83 @@
+"""Guidance: how the estimates with and without the prompt become the one that a sampler follows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.denoiser import Condition, Denoiser
+from darkroom.errors import InputError
+
+Which = Literal["cond", "uncond"]
+# predict("cond", "uncond") gives one estimate (B, C, h, w) per name, all from a single call of the network.
+Predict = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """An estimate of the clean latents to follow, and the unconditional one if it was computed."""
+
+    value: Tensor
+    uncond: Tensor | None = None
+
+
+class Guide(Protocol):
+    """What combines predictions; made anew for each run, so it may keep that run's state."""
+
+    def __call__(self, x: Tensor, sigma: float, predict: Predict) -> Denoised:
+        """The estimate to follow at x (B, C, h, w) and level `sigma`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """uncond + scale * (cond - uncond), in the space of clean latents (Ho and Salimans 2022).
+
+    A scale of 1 is the conditional estimate alone, at half the cost.
+    """
+
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: float, predict: Predict) -> Denoised:
+        """The estimate to follow at x (B, C, h, w) and level `sigma`."""
+        if self.scale == 1:
+            return Denoised(*predict("cond"))
+        cond, uncond = predict("cond", "uncond")
+        return Denoised(torch.lerp(uncond, cond, self.scale), uncond)
+
+
+class GuidedDenoiser:
+    """A denoiser with its conditions and guide bound: the `denoise(x, sigma)` that samplers take.
+
+    Raises InputError when the guide asks for the unconditional estimate and `uncond` is None.
+    """
+
+    def __init__(self, denoiser: Denoiser, cond: Condition, uncond: Condition | None, guide: Guide) -> None:
+        self.path = denoiser.path
+        self._denoiser, self._guide = denoiser, guide
+        self._conditions: dict[Which, Condition | None] = {"cond": cond, "uncond": uncond}
+        self._joined: dict[tuple[Which, ...], Condition] = {}
+
+    def __call__(self, x: Tensor, sigma: float) -> Denoised:
+        """The guided estimate of the clean latents for x (B, C, h, w), all at level `sigma`."""
+
+        def predict(*which: Which) -> tuple[Tensor, ...]:
+            count = len(which)
+            batch = x if count == 1 else torch.cat([x] * count)
+            levels = torch.full((batch.shape[0],), sigma, dtype=torch.float32, device=x.device)
+            return self._denoiser(batch, levels, self._condition(which)).chunk(count)
+
+        return self._guide(x, sigma, predict)
+
+    def _condition(self, which: tuple[Which, ...]) -> Condition:
+        if which not in self._joined:
+            parts = [self._conditions[name] for name in which]
+            present = [part for part in parts if part is not None]
+            if len(present) < len(parts):
+                raise InputError(
+                    "this guidance needs an unconditional (or negative) condition: none was given"
+                )
+            self._joined[which] = Condition.cat(present)
+        return self._joined[which]

@@ -1,0 +1,24 @@
+"""Errors that a user can act on: a message, and the exit code of the command that meets it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DarkroomError(Exception):
+    """Something went wrong that is not a bug: a full disk, a run that diverged. Exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(DarkroomError):
+    """What the user gave cannot be used; the message names it and what would be right. Exit code 2."""
+
+    exit_code = 2
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """The error for a name that is not among `choices`, with the nearest one if any is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

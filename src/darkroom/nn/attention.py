@@ -1,0 +1,18 @@
+"""Scaled dot-product attention: the one call of it that every network here shares."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """Attend from q (B, L, H·D) to k, v (B, M, H·D), heads side by side in the last axis; returns (B, L, H·D).
+
+    `mask` is boolean, True where attention is allowed, and broadcasts to (B, H, L, M); with `causal`
+    a position sees itself and those before it, and there is no other mask.
+    """
+    q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=num_heads) for t in (q, k, v))
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return rearrange(h, "b h l d -> b l (h d)")

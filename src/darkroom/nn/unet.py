@@ -1,0 +1,286 @@
+"""The U-Net of latent diffusion (Rombach et al. 2022, section 3.3), with the conditions of SD 1, 2 and XL."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from darkroom.errors import InputError
+from darkroom.nn.extra import Extra
+from darkroom.nn.layers import Downsample, MLPEmbedding, ResBlock, Upsample, timestep_embedding
+from darkroom.nn.transformer import SpatialTransformer
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The shape of a U-Net; every tuple holds one value per level, each level but the last halves the size.
+
+    `attention_depth` counts the transformer blocks after each residual block of a level (0: none),
+    `mid_depth` those of the middle, which has the last level's width and heads; with 0 the middle is a single
+    residual block. `self_attention` (None: at every level) may be switched off where positions are many.
+    `context_dim` None leaves self-attention alone. `pooled_dim` is the width of `Extra.pooled`, `num_classes`
+    the number of class labels. Raises InputError where the numbers don't fit together.
+    """
+
+    kind: Literal["unet"] = "unet"
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    res_blocks: int = 2
+    attention_depth: tuple[int, ...] = (1, 1, 1, 0)
+    mid_depth: int = 1
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    self_attention: tuple[bool, ...] | None = None
+    context_dim: int | None = 768
+    linear_projection: bool = False
+    groups: int = 32
+    pooled_dim: int | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        if not levels or self.res_blocks < 1:
+            raise InputError("unet: `channels` needs at least one level and `res_blocks` must be at least 1")
+        for name in ("attention_depth", "num_heads", "self_attention"):
+            value = getattr(self, name)
+            if value is not None and len(value) != levels:
+                raise InputError(
+                    f"unet: `{name}` has {len(value)} values, `channels` {levels}: give one per level"
+                )
+        for level, (width, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
+            if heads < 1 or width % self.groups or width % heads:
+                raise InputError(
+                    f"unet: `channels`[{level}] = {width} must divide by groups = {self.groups} and "
+                    f"`num_heads`[{level}] = {heads}"
+                )
+        if self.context_dim is None and not all(self.self_attentions):
+            raise InputError(
+                "unet: levels without self-attention attend to the context, so set `context_dim`"
+            )
+
+    @property
+    def self_attentions(self) -> tuple[bool, ...]:
+        """`self_attention` with its default written out."""
+        return self.self_attention or (True,) * len(self.channels)
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the vector that timestep, pooled text and class label are added up in."""
+        return 4 * self.channels[0]
+
+    def transformer(self, level: int, depth: int, *, self_attention: bool) -> SpatialTransformer:
+        """The transformer that follows a residual block of this level."""
+        return SpatialTransformer(
+            self.channels[level],
+            self.num_heads[level],
+            depth=depth,
+            context_dim=self.context_dim,
+            linear_projection=self.linear_projection,
+            groups=self.groups,
+            self_attention=self_attention,
+        )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every block is told: `time` (B, time_dim), `context` (B, L, D), `mask` (B, 1, 1, L)."""
+
+    time: Tensor
+    context: Tensor | None
+    mask: Tensor | None
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by a transformer where the level has attention."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: list[int]) -> None:
+        super().__init__()
+        width, depth = config.channels[level], config.attention_depth[level]
+        self.resnets = nn.ModuleList(
+            ResBlock(channels, width, groups=config.groups, eps=EPS, time_dim=config.time_dim)
+            for channels in in_channels
+        )
+        self.attentions = nn.ModuleList(
+            config.transformer(level, depth, self_attention=config.self_attentions[level])
+            for _ in (in_channels if depth else [])
+        )
+
+    def block(self, index: int, x: Tensor, cond: Conditioning) -> Tensor:
+        """Residual block and transformer number `index`."""
+        x = self.resnets[index](x, cond.time)
+        return self.attentions[index](x, cond.context, cond.mask) if self.attentions else x
+
+
+class DownLevel(Level):
+    """A level on the way down; what each of its blocks gives is kept for the way up."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        width, before = config.channels[level], config.channels[max(level - 1, 0)]
+        super().__init__(config, level, [before] + [width] * (config.res_blocks - 1))
+        last = level == len(config.channels) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, asymmetric=False)])
+
+    def forward(self, x: Tensor, cond: Conditioning) -> list[Tensor]:
+        outputs = []
+        for index in range(len(self.resnets)):
+            x = self.block(index, x, cond)
+            outputs.append(x)
+        return outputs + [downsample(x) for downsample in self.downsamplers]
+
+
+class MidBlock(nn.Module):
+    """A residual block, then a transformer and another residual block if the middle has attention."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width, last = config.channels[-1], len(config.channels) - 1
+        self.resnets = nn.ModuleList(
+            ResBlock(width, width, groups=config.groups, eps=EPS, time_dim=config.time_dim)
+            for _ in range(2 if config.mid_depth else 1)
+        )
+        # The middle has few positions: it keeps its self-attention even where the last level has none.
+        self.attentions = nn.ModuleList(
+            [config.transformer(last, config.mid_depth, self_attention=True)] if config.mid_depth else []
+        )
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        x = self.resnets[0](x, cond.time)
+        if self.attentions:
+            x = self.attentions[0](x, cond.context, cond.mask)
+            x = self.resnets[1](x, cond.time)
+        return x
+
+
+class UpLevel(Level):
+    """A level on the way up: each block joins its input with what the way down kept, the latest first."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, skips: list[int]) -> None:
+        width = config.channels[level]
+        inputs = [in_channels] + [width] * config.res_blocks
+        super().__init__(config, level, [a + b for a, b in zip(inputs, skips, strict=True)])
+        self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
+
+    def forward(self, x: Tensor, skips: list[Tensor], cond: Conditioning) -> Tensor:
+        for index in range(len(self.resnets)):
+            x = self.block(index, torch.cat([x, skips.pop()], dim=1), cond)
+        for upsample in self.upsamplers:
+            # Not twice this size but that of what is joined next: the way down rounds odd sizes up.
+            x = upsample(x, skips[-1].shape[2:])
+        return x
+
+
+class UNet(nn.Module):
+    """The denoising U-Net of Stable Diffusion 1, 2 and XL, for any number of levels.
+
+    Parameters carry the names of diffusers' `UNet2DConditionModel`. A new network starts with its output at
+    zero and its blocks adding nothing; loading a checkpoint overwrites that.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, time_dim = config.channels, config.time_dim
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = MLPEmbedding(channels[0], time_dim)
+        if config.num_classes is not None:
+            self.class_embedding = nn.Embedding(config.num_classes, time_dim)
+        if config.pooled_dim is not None:
+            self.add_embedding = MLPEmbedding(config.pooled_dim, time_dim)
+        self.down_blocks = nn.ModuleList(DownLevel(config, level) for level in range(len(channels)))
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(_up_levels(config))
+        self.conv_norm_out = nn.GroupNorm(config.groups, channels[0], eps=EPS)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        zero_output_layers(self)
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, context: Tensor | None, *, extra: Extra | None = None
+    ) -> Tensor:
+        """Predict from noisy latents what the denoiser asks for.
+
+        Shapes: `x` (B, in_channels, h, w) of any size, `timestep` (B,) on the 0..999 scale, `context`
+        (B, L, context_dim) or None, result (B, out_channels, h, w). Raises InputError where a condition that
+        the network was built for is missing, or one is given that it was not built for.
+        """
+        cond = self.conditioning(x, timestep, context, extra or Extra())
+        h = self.conv_in(x)  # (B, C0, h, w)
+        skips = [h]
+        for level in self.down_blocks:
+            skips += level(skips[-1], cond)  # (B, Ci, h/2^i, w/2^i) each
+        h = self.mid_block(skips[-1], cond)  # (B, Cn, h/2^n, w/2^n)
+        for level in self.up_blocks:
+            h = level(h, skips, cond)  # (B, Ci, h/2^(i-1), w/2^(i-1))
+        return self.conv_out(F.silu(self.conv_norm_out(h)))  # (B, out_channels, h, w)
+
+    def conditioning(self, x: Tensor, timestep: Tensor, context: Tensor | None, extra: Extra) -> Conditioning:
+        """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
+        config = self.config
+        _require("context", context, config.context_dim is not None)
+        _require("extra.pooled", extra.pooled, config.pooled_dim is not None)
+        _require("extra.class_labels", extra.class_labels, config.num_classes is not None)
+        # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
+        time = self.time_embedding(
+            timestep_embedding(timestep, config.channels[0]).to(x.dtype)
+        )  # (B, time_dim)
+        if extra.class_labels is not None:
+            time = time + self.class_embedding(extra.class_labels)
+        if extra.pooled is not None:
+            time = time + self.add_embedding(extra.pooled.to(x.dtype))
+        if extra.context_mask is None:
+            return Conditioning(time, context, None)
+        if context is None:
+            raise InputError("this U-Net takes no context, so it takes no `extra.context_mask`")
+        return Conditioning(time, context, extra.context_mask[:, None, None, :])
+
+
+def zero_output_layers(unet: UNet) -> None:
+    """Zero the output conv and the last layer of each residual block and transformer, in place.
+
+    Blocks then add nothing to their input at first, which keeps early training stable (Ho et al. 2020,
+    Dhariwal and Nichol 2021).
+    """
+    layers: list[nn.Module] = [unet.conv_out]
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            layers.append(module.conv2)
+        elif isinstance(module, SpatialTransformer):
+            layers.append(module.proj_out)
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+def size_embedding(ids: Tensor, dim: int = 256) -> Tensor:
+    """Embed (B, N) sizes in pixels as (B, N·dim), each like a timestep, in float32.
+
+    SDXL's six are original height and width, crop top and left, target height and width (Podell et al. 2023,
+    section 2.2); its refiner's five end with an aesthetic score instead of the target. `Extra.pooled` is the
+    pooled text followed by this.
+    """
+    return rearrange(timestep_embedding(ids.flatten(), dim), "(b n) d -> b (n d)", b=ids.shape[0])
+
+
+def _up_levels(config: UNetConfig) -> list[UpLevel]:
+    """The levels from the last to the first, each given the widths that the way down keeps for it."""
+    skips = [config.channels[0]]
+    for level, width in enumerate(config.channels):
+        last = level == len(config.channels) - 1
+        skips += [width] * (config.res_blocks + (0 if last else 1))
+    levels, width = [], config.channels[-1]
+    for level in reversed(range(len(config.channels))):
+        taken = [skips.pop() for _ in range(config.res_blocks + 1)]
+        levels.append(UpLevel(config, level, width, taken))
+        width = config.channels[level]
+    return levels
+
+
+def _require(name: str, value: Tensor | None, wanted: bool) -> None:
+    if wanted and value is None:
+        raise InputError(f"this U-Net needs `{name}`, which was not given")
+    if value is not None and not wanted:
+        raise InputError(f"this U-Net was not built for `{name}`: leave it out")

@@ -1,0 +1,140 @@
+"""The exported folder opens in diffusers and draws the pictures that we draw."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import relative_error
+from tests.tiny import CAPTIONS, SPACE, tiny_model
+
+import darkroom
+from darkroom.checkpoint.export import export_diffusers, folded
+from darkroom.checkpoint.model import load_model
+from darkroom.diffusion.path import FlowPath
+from darkroom.diffusion.schedules import flow_sigmas
+from darkroom.errors import InputError
+from darkroom.nn.latent_space import LatentSpace
+from darkroom.presets import bundled
+from darkroom.rng import image_noise
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+STEPS = 27  # divides 999: the timesteps are whole, as diffusers makes them
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no_quant_conv", "quant_conv"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"), quant_conv=request.param)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    out = folder.parent / f"{folder.name}-exported"
+    export_diffusers(folder, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def theirs(exported: Path):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(exported)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def largest_difference(ours: darkroom.Pipeline, theirs, prompts: list[str], seed: int) -> int:
+    space, defaults = ours.model.spec.latent_space, ours.model.spec.defaults
+    shape = (space.channels, defaults.height // space.stride, defaults.width // space.stride)
+    noise = image_noise(range(seed, seed + len(prompts)), shape, "start")
+    scale = defaults.guidance_scale
+    a = ours(
+        prompts, seed=seed, steps=STEPS, sampler="dpmpp_2m", schedule="flow", negative_prompt="blue"
+    ).images
+    b = theirs(
+        prompts,
+        negative_prompt=["blue"] * len(prompts),
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=scale,
+        height=defaults.height,
+        width=defaults.width,
+    ).images
+    pairs = [(np.asarray(x, np.int16), np.asarray(y, np.int16)) for x, y in zip(a, b, strict=True)]
+    assert all(x.std() > 10 for x, _ in pairs), "flat pictures prove nothing"
+    return max(int(np.abs(x - y).max()) for x, y in pairs)
+
+
+def test_diffusers_draws_the_same_pictures(folder: Path, theirs) -> None:
+    assert largest_difference(darkroom.load(folder, device="cpu"), theirs, [*CAPTIONS[:2], ""], seed=3) <= 2
+
+
+@pytest.mark.slow
+def test_diffusers_draws_the_bundled_models_pictures(tmp_path: Path) -> None:
+    if "darkroom-mini" not in bundled():
+        pytest.skip("the weights of darkroom-mini are not here")
+    export_diffusers(bundled()["darkroom-mini"], tmp_path / "mini")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "mini")
+    prompts = ["red apple, 3d style", "rocket, flat style"]
+    assert largest_difference(darkroom.load("darkroom-mini", device="cpu"), theirs, prompts, seed=1) <= 2
+
+
+def test_text_states_and_ids_are_the_same(folder: Path, theirs) -> None:
+    model = load_model(folder)
+    ids = model.tokenizer.encode(CAPTIONS)
+    length = theirs.tokenizer.model_max_length
+    given = theirs.tokenizer(
+        CAPTIONS, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    assert torch.equal(given.input_ids, ids)
+    with torch.no_grad():
+        ours, reference = model.text_encoder(ids), theirs.text_encoder(ids)
+    assert relative_error(ours.last, reference.last_hidden_state) <= 1e-5
+    assert relative_error(ours.pooled, reference.pooler_output) <= 1e-5
+
+
+def test_the_autoencoder_speaks_normalised_latents(folder: Path, theirs) -> None:
+    autoencoder = load_model(folder).autoencoder
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        posterior = theirs.vae.encode(image).latent_dist
+        raw = autoencoder.posterior(image)
+        latents = autoencoder.encode(image)
+        assert relative_error(posterior.mean, latents) <= 1e-5
+        std = torch.tensor(SPACE.std)[:, None, None]
+        assert relative_error(posterior.std, torch.exp(0.5 * raw.logvar) / std) <= 1e-5
+        assert relative_error(theirs.vae.decode(latents).sample, autoencoder.decode(latents)) <= 1e-5
+    assert theirs.vae.config.scaling_factor == 1.0
+
+
+def test_folding_leaves_the_models_own_weights_alone(folder: Path) -> None:
+    autoencoder = load_model(folder).autoencoder
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    folded(autoencoder.double(), LatentSpace.identity(4, 4))
+    folded(autoencoder, SPACE)
+    assert all(
+        torch.equal(before[name].double(), tensor) for name, tensor in autoencoder.state_dict().items()
+    )
+
+
+def test_the_scheduler_is_the_solver_we_sample_with(exported: Path) -> None:
+    config = json.loads((exported / "scheduler" / "scheduler_config.json").read_text())
+    assert config["_class_name"] == "DPMSolverMultistepScheduler"
+    assert config["prediction_type"] == "flow_prediction" and config["use_flow_sigmas"]
+    assert (config["solver_order"], config["final_sigmas_type"]) == (2, "zero")
+
+
+def test_diffusers_takes_the_timesteps_that_we_take(theirs) -> None:  # noqa: ANN001
+    theirs.scheduler.set_timesteps(STEPS)
+    assert theirs.scheduler.timesteps.tolist() == list(range(999, 0, -37))
+    sigmas = flow_sigmas(FlowPath(sigma_max=0.999), STEPS)
+    assert torch.allclose(theirs.scheduler.sigmas.double(), torch.tensor(sigmas, dtype=torch.float64), atol=1e-6)
+
+
+def test_the_output_must_be_new(folder: Path, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="already there"):
+        export_diffusers(folder, exported)
+    with pytest.raises(InputError, match="does not exist"):
+        export_diffusers(folder, tmp_path / "no" / "where")
+    assert list(tmp_path.iterdir()) == []

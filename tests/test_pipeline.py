@@ -1,0 +1,193 @@
+"""From a prompt to a picture: what a seed, a batch and every argument do, and what is refused."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import darkroom
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.errors import InputError
+from darkroom.images import format_parameters, parse_parameters
+from darkroom.pipeline import Pipeline
+from darkroom.rng import image_noise
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Pipeline:
+    return darkroom.load(folder, device="cpu")
+
+
+def pixels(result: darkroom.Result) -> np.ndarray:
+    return np.stack([np.asarray(image, dtype=np.int16) for image in result.images])
+
+
+def test_a_call_gives_pictures_seeds_latents_and_parameters(pipe: Pipeline, folder: Path) -> None:
+    result = pipe("red apple", negative_prompt="blue", seed=5, count=2, steps=3)
+    assert [image.size for image in result.images] == [(32, 32)] * 2
+    assert result.seeds == [5, 6]
+    assert result.latents.shape == (2, 4, 8, 8) and result.latents.dtype == torch.float32
+    assert (result.parameters[1].prompt, result.parameters[1].negative) == ("red apple", "blue")
+    assert result.parameters[1].values == {
+        "Steps": "3", "Sampler": "dpmpp_2m", "Schedule type": "flow", "CFG scale": "4", "Seed": "6",
+        "Size": "32x32", "Model": folder.name,
+    }  # fmt: skip
+    made = result.parameters[1]
+    assert parse_parameters(format_parameters(made.prompt, made.negative, made.values)) == made
+
+
+def test_the_same_call_gives_the_same_picture(pipe: Pipeline) -> None:
+    assert torch.equal(pipe("red apple", seed=3).latents, pipe("red apple", seed=3).latents)
+
+
+def test_without_a_seed_a_random_one_is_reported(pipe: Pipeline) -> None:
+    first, second = (pipe("red apple", steps=1) for _ in range(2))
+    assert first.seeds != second.seeds
+    assert torch.equal(pipe("red apple", steps=1, seed=first.seeds[0]).latents, first.latents)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_seed_gives_its_picture_at_any_count_and_batch_size(pipe: Pipeline, sampler: str) -> None:
+    alone = pipe("red apple", seed=8, steps=6, sampler=sampler)
+    many = pipe("red apple", seed=6, steps=6, count=5, batch_size=3, sampler=sampler)
+    assert np.abs(pixels(many)[2] - pixels(alone)[0]).max() <= 1
+    assert np.abs(pixels(many)[3] - pixels(alone)[0]).max() > 1
+
+
+def test_exact_makes_the_bytes_independent_of_the_count(pipe: Pipeline) -> None:
+    alone = pipe("red apple", seed=7, steps=5, exact=True)
+    many = pipe("red apple", seed=6, steps=5, count=3, exact=True)
+    assert torch.equal(many.latents[1], alone.latents[0])
+    assert many.images[1].tobytes() == alone.images[0].tobytes()
+
+
+def test_several_prompts_take_seeds_in_order(pipe: Pipeline) -> None:
+    both = pipe(["red apple", "a rocket"], seed=1, count=2, steps=3, exact=True)
+    assert both.seeds == [1, 2, 3, 4]
+    assert [made.prompt for made in both.parameters] == ["red apple"] * 2 + ["a rocket"] * 2
+    assert torch.equal(pipe("a rocket", seed=4, steps=3, exact=True).latents[0], both.latents[3])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "a rocket"}, {"negative_prompt": "blue"}, {"steps": 7}, {"guidance_scale": 2.0}, {"seed": 2},
+        {"sampler": "euler"}, {"schedule": "karras"}, {"latents": torch.ones(1, 4, 8, 8)},
+    ],
+)  # fmt: skip
+def test_every_argument_changes_the_picture(pipe: Pipeline, change: dict) -> None:
+    before = {"prompt": "red apple", "seed": 1, "steps": 6}
+    a, b = pipe(**before).latents, pipe(**(before | change)).latents
+    assert (a - b).norm() > 1e-3 * a.norm()
+
+
+def test_sizes(pipe: Pipeline) -> None:
+    assert pipe("red apple", width=48, height=24, steps=1).images[0].size == (48, 24)
+
+
+def test_latents_are_the_noise_of_the_seeds(pipe: Pipeline) -> None:
+    noise = image_noise([4, 5], (4, 8, 8), "start")
+    given = pipe("red apple", seed=0, count=2, latents=noise)
+    assert torch.equal(given.latents, pipe("red apple", seed=4, count=2).latents)
+
+
+def test_latents_as_output_decode_to_the_picture(pipe: Pipeline) -> None:
+    latents = pipe("red apple", seed=1, output="latents")
+    assert latents.images == []
+    image = pipe("red apple", seed=1)
+    assert torch.equal(latents.latents, image.latents)
+    decoded = ((pipe.decode(latents.latents) + 1) * 127.5).round().clamp(0, 255)
+    assert np.abs(decoded[0].permute(1, 2, 0).numpy() - pixels(image)[0]).max() <= 1
+
+
+def test_guidance_of_one_calls_the_network_once_a_step_on_one_picture(pipe: Pipeline) -> None:
+    sizes = []
+    network = pipe.model.denoiser.network
+    handle = network.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    pipe("red apple", steps=3, guidance_scale=1.0)
+    pipe("red apple", steps=2, guidance_scale=2.0)
+    handle.remove()
+    assert sizes == [1, 1, 1, 2, 2]
+
+
+def test_progress_counts_the_steps_of_all_batches(pipe: Pipeline) -> None:
+    seen = []
+    pipe("red apple", steps=3, count=3, batch_size=2, on_step=lambda p: seen.append((p.done, p.total)))
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_on_step_may_stop_the_call(pipe: Pipeline) -> None:
+    def stop(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("red apple", on_step=stop)
+    assert torch.is_grad_enabled()
+
+
+def test_an_empty_prompt_is_fine_and_equals_no_guidance(pipe: Pipeline) -> None:
+    assert len(pipe("", seed=1, steps=2).images) == 1
+    a, b = pipe("", seed=1, steps=4).latents, pipe("", seed=1, steps=4, guidance_scale=1.0).latents
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_long_prompt_warns_how_much_is_cut(pipe: Pipeline) -> None:
+    prompt = "red apple " * 20
+    count = pipe.model.tokenizer.count(prompt)
+    with pytest.warns(
+        UserWarning, match=rf"has {count} tokens: this model reads 14, so the last {count - 14} are cut"
+    ):
+        pipe(prompt, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe("red apple", steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": "eulr"}, "unknown sampler 'eulr': did you mean 'euler'"),
+        ({"schedule": "flw"}, "unknown schedule 'flw': did you mean 'flow'"),
+        ({"output": "img"}, "unknown output 'img'"),
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"count": 0}, "count must be 1 or more, not 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
+        ({"width": 36}, "width must divide by 8 for this model, as 32 or 40, not 36"),
+        ({"height": 4}, "height must divide by 8 for this model, as 8, not 4"),
+        ({"width": 0}, "width must be 1 or more"),
+        ({"seed": -1}, "seed"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"latents": torch.zeros(1, 4, 4, 8)}, r"latents must have shape \(1, 4, 8, 8\), not \(1, 4, 4, 8\)"),
+        ({"prompt": []}, "prompt must be a text or a list"),
+        ({"prompt": [3]}, "prompt must be a text or a list"),
+        ({"schedule": "trailing"}, "'trailing' is not defined on a 'flow' path"),
+    ],
+)
+def test_bad_arguments_are_named(pipe: Pipeline, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe(**({"prompt": "red apple"} | change))
+
+
+def test_an_unknown_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown model 'darkroom-mni'"):
+        darkroom.load("darkroom-mni")
+    with pytest.raises(InputError, match="no such model folder"):
+        darkroom.load(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a model is a folder"):
+        darkroom.load(tmp_path / "file")
+
+
+def test_half_precision_weights_draw_nearly_the_same(folder: Path, pipe: Pipeline) -> None:
+    half = darkroom.load(folder, device="cpu", dtype=torch.bfloat16)
+    a, b = pipe("red apple", seed=1, steps=4).latents, half("red apple", seed=1, steps=4).latents
+    assert b.dtype == torch.float32
+    assert 0 < (a - b).norm() / a.norm() < 0.2
