@@ -17,7 +17,6 @@ from darkroom import cli
 from darkroom.images import parse_parameters, read_parameters
 from tests.tiny import tiny_model
 
-
 ROOT = Path(__file__).resolve().parents[1]  # a relative PYTHONPATH counts from here
 
 
@@ -62,7 +61,20 @@ def test_the_same_command_twice_gives_the_same_bytes(model: str) -> None:
 
 
 def test_options_reach_the_pipeline(model: str) -> None:
-    options = ["--steps", "3", "--guidance", "2.5", "--size", "48x24", "--sampler", "euler", "--schedule", "karras", "--seed", "9"]
+    options = [
+        "--steps",
+        "3",
+        "--guidance",
+        "2.5",
+        "--size",
+        "48x24",
+        "--sampler",
+        "euler",
+        "--schedule",
+        "karras",
+        "--seed",
+        "9",
+    ]
     assert run("generate", "red apple", "--model", model, *options, "-o", "a.png") == 0
     assert Image.open("a.png").size == (48, 24)
     assert parse_parameters(read_parameters(Path("a.png"))).values == {
@@ -227,7 +239,9 @@ def best_of(command: list[str], tries: int = 3) -> tuple[float, str]:
     times, output = [], ""
     for _ in range(tries):
         before = os.times()
-        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=ROOT).stdout
+        output = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=60, cwd=ROOT
+        ).stdout
         after = os.times()
         times.append(
             after.children_user + after.children_system - before.children_user - before.children_system

@@ -1,8 +1,8 @@
 """`import darkroom` and `darkroom --help` answer at once: nothing heavy is imported before it is needed."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -15,20 +15,16 @@ COMMANDS = {
 
 
 def _seconds(command: list[str]) -> float:
-    start = time.perf_counter()
+    """Processor time of a command: unlike the time on the clock, it is the same when the machine is busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_starts_within_half_a_second(command):
-    # The best of several: the machine may be busy with something else.
-    best = float("inf")
-    for _ in range(6):
-        best = min(best, _seconds(command))
-        if best <= LIMIT:
-            break
-    assert best <= LIMIT
+    assert min(_seconds(command) for _ in range(3)) <= LIMIT
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
-from darkroom.text.tokenizer import train_bpe
 from torch import nn
 
 from darkroom.checkpoint.model import Defaults, DenoiserSpec, Model, save_model
@@ -14,6 +12,8 @@ from darkroom.diffusion.path import FlowPath
 from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.unet import UNet, UNetConfig
+from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
+from darkroom.text.tokenizer import train_bpe
 
 CAPTIONS = ["red apple, 3d style", "a rocket, flat style", "an octopus, blob style", "a photo of a banana"]
 DEFAULTS = Defaults(width=32, height=32, steps=27, guidance_scale=4.0, sampler="dpmpp_2m", schedule="flow")

@@ -4,6 +4,7 @@ Whatever needs torch is imported inside the subcommands, after their arguments a
 mistakes are answered at once.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -210,7 +211,7 @@ def models() -> None:
         "on disk",
         "licence",
     )
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for name, folder in bundled().items():
         s, card = summarise(folder), CARDS[name]
         counts = [f"{count / 1e6:.2f} M" for count in (s.autoencoder, s.denoiser, s.text_encoder)]
@@ -265,6 +266,8 @@ def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the parser exits by itself (help: 0, mistakes: 2)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # Threads that wait by spinning take the cores from the ones they wait for as soon as anything else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

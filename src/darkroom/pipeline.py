@@ -89,8 +89,8 @@ def load(
     folder = model_folder(name_or_folder)
     device = torch.device(device) if device else default_device()
     model = load_model(folder, dtype=dtype or torch.float32)
-    for network in (model.autoencoder, model.denoiser.network, model.text_encoder):
-        network.requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    for network in (model.autoencoder, model.network, model.text_encoder):
+        network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Pipeline(model, name=folder.resolve().name)
 
 
@@ -111,7 +111,7 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the denoiser's weights are."""
-        return next(self.model.denoiser.network.parameters()).device
+        return next(self.model.network.parameters()).device
 
     def __call__(
         self,
@@ -249,7 +249,7 @@ class Pipeline:
     @property
     def size_multiple(self) -> int:
         """What widths and heights must divide by, in pixels."""
-        return self.model.spec.latent_space.stride * _cells(self.model.denoiser.network.config)
+        return self.model.spec.latent_space.stride * _cells(self.model.network.config)
 
     def _draw(
         self, request: Request, batch: range, number: int, on_step: Callable[[Progress], None] | None

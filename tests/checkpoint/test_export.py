@@ -125,11 +125,13 @@ def test_the_scheduler_is_the_solver_we_sample_with(exported: Path) -> None:
     assert (config["solver_order"], config["final_sigmas_type"]) == (2, "zero")
 
 
-def test_diffusers_takes_the_timesteps_that_we_take(theirs) -> None:  # noqa: ANN001
+def test_diffusers_takes_the_timesteps_that_we_take(theirs) -> None:
     theirs.scheduler.set_timesteps(STEPS)
     assert theirs.scheduler.timesteps.tolist() == list(range(999, 0, -37))
     sigmas = flow_sigmas(FlowPath(sigma_max=0.999), STEPS)
-    assert torch.allclose(theirs.scheduler.sigmas.double(), torch.tensor(sigmas, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        theirs.scheduler.sigmas.double(), torch.tensor(sigmas, dtype=torch.float64), atol=1e-6
+    )
 
 
 def test_the_output_must_be_new(folder: Path, exported: Path, tmp_path: Path) -> None:

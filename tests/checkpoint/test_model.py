@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import SPACE, tiny_model, tiny_parts
+from tests.tiny import SPACE, randomised, tiny_model, tiny_parts
 
 from darkroom.checkpoint.io import load_tensors, read_metadata, save_tensors, tensor_files
 from darkroom.checkpoint.model import (
@@ -21,7 +21,9 @@ from darkroom.checkpoint.model import (
 from darkroom.checkpoint.summary import summarise
 from darkroom.errors import InputError
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
+from darkroom.nn.dit import DiT, DiTConfig
 from darkroom.nn.latent_space import LatentSpace
+from darkroom.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_summary_counts_the_parameters(saved: Path) -> None:
     assert summary.size == sum(path.stat().st_size for path in saved.glob("*.safetensors"))
 
 
-def test_a_vq_autoencoder_and_a_dit_round_trip(tmp_path: Path) -> None:
+def test_a_vq_autoencoder_round_trips(tmp_path: Path) -> None:
     config = AutoencoderVQConfig(latent_channels=3, channels=(8, 8), res_blocks=1, groups=4, codes=16)
     before = AutoencoderVQ(config, LatentSpace(channels=3, stride=2, mean=(0.1,) * 3, std=(2.0,) * 3))
     save_autoencoder(tmp_path, before)
@@ -100,6 +102,27 @@ def test_a_vq_autoencoder_and_a_dit_round_trip(tmp_path: Path) -> None:
     assert (after.config, after.latent_space) == (before.config, before.latent_space)
     image = torch.randn(1, 3, 8, 8)
     assert torch.equal(before.eval().decode(before.encode(image)), after.decode(after.encode(image)))
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_a_dit_round_trips_and_draws(folder: Path, positions: str) -> None:
+    config = DiTConfig(
+        in_channels=4, out_channels=4, sample_size=8, width=16, depth=2, num_heads=2, num_classes=None,
+        context_dim=16, qk_norm=True, positions=positions,
+    )  # fmt: skip
+    network = randomised(DiT(config))
+    save_denoiser(folder, network, tiny_parts().spec)
+    model = load_model(folder)
+    assert not any(
+        t.is_meta for t in (*model.denoiser.network.parameters(), *model.denoiser.network.buffers())
+    )
+    x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 16)
+    timestep = torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        assert torch.equal(network(x, timestep, context), model.denoiser.network(x, timestep, context))
+    assert Pipeline(model)("red apple", seed=1, steps=2).images[0].size == (32, 32)
+    with pytest.raises(InputError, match="must divide by 8"):
+        Pipeline(model)("red apple", width=36)
 
 
 def test_the_denoisers_latent_space_wins(folder: Path) -> None:

@@ -98,7 +98,8 @@ def reference_model(config: CLIPTextConfig) -> Any:
 def random_ids(config: CLIPTextConfig) -> Tensor:
     """Rows that end early, late, and with the end mark as padding; no other id reaches the mark's value."""
     end = config.vocab_size - 1 if config.end_token == 2 else config.end_token
-    ids = torch.randint(3, min(end, 39), (4, config.context_length), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, min(end, 39), (4, config.context_length), generator=generator)
     ids[0, 5:] = end
     ids[1, 1:] = end
     ids[2, -1] = end

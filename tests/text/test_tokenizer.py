@@ -183,5 +183,5 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         assert str(tmp_path) in str(error.value)
     (tmp_path / "vocab.json").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
-    with pytest.raises(InputError, match="not CLIP's kind"):
+    with pytest.raises(InputError, match="not CLIP's tokenizer"):
         Tokenizer.from_folder(tmp_path)

@@ -54,7 +54,7 @@ def export_diffusers(model_folder: Path, out: Path, *, mkdir: bool = False) -> N
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there; name a folder that is empty or does not exist")
     model = load_model(model_folder)
-    network, autoencoder = model.denoiser.network, model.autoencoder
+    network, autoencoder = model.network, model.autoencoder
     if not isinstance(network, UNet):
         raise InputError(
             f"{model_folder}: diffusers' StableDiffusionPipeline takes a unet, not a {network.config.kind}"
@@ -70,7 +70,11 @@ def export_diffusers(model_folder: Path, out: Path, *, mkdir: bool = False) -> N
         _write(draft / "vae", vae, DIFFUSERS_WEIGHTS, folded(autoencoder, spec.latent_space))
         unet = unet_config_to_diffusers(network.config) | {"sample_size": _sample_size(spec)}
         _write(draft / "unet", unet, DIFFUSERS_WEIGHTS, network.state_dict())
-        text = {f"text_model.{name}": t for name, t in model.text_encoder.state_dict().items() if name != PROJECTION}
+        text = {
+            f"text_model.{name}": t
+            for name, t in model.text_encoder.state_dict().items()
+            if name != PROJECTION
+        }
         config = clip_config_to_transformers(model.text_encoder.config, model.tokenizer)
         _write(draft / "text_encoder", config, TRANSFORMERS_WEIGHTS, text)
         model.tokenizer.save(draft / "tokenizer")

@@ -149,7 +149,9 @@ def _parts(path: Path) -> dict[Path, set[str] | None]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))
-        parts = {index.parent / file: {n for n, f in weight_map.items() if f == file} for file in files}
+        parts: dict[Path, set[str] | None] = {
+            index.parent / file: {n for n, f in weight_map.items() if f == file} for file in files
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of safetensors files ({error!r})") from error
     if not parts:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from darkroom.checkpoint.io import load_tensors, read_metadata, save_tensors
 from darkroom.config import from_json, to_json
@@ -71,6 +72,13 @@ class Model:
     tokenizer: Tokenizer
     spec: DenoiserSpec
 
+    @property
+    def network(self) -> Network:
+        """The denoiser's network."""
+        network = self.denoiser.network
+        assert isinstance(network, UNet | DiT)
+        return network
+
 
 def save_autoencoder(
     folder: Path, autoencoder: Autoencoder, *, dtype: torch.dtype | None = None, max_bytes: int | None = None
@@ -114,7 +122,7 @@ def save_model(
 ) -> None:
     """Write every part of a model into `folder`, its weights as `dtype` (theirs when None)."""
     save_autoencoder(folder, model.autoencoder, dtype=dtype, max_bytes=max_bytes)
-    save_denoiser(folder, model.denoiser.network, model.spec, dtype=dtype, max_bytes=max_bytes)
+    save_denoiser(folder, model.network, model.spec, dtype=dtype, max_bytes=max_bytes)
     save_text_encoder(folder, model.text_encoder, model.tokenizer, dtype=dtype, max_bytes=max_bytes)
 
 
@@ -127,8 +135,9 @@ def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32) -> Autoe
     metadata = read_metadata(file)
     config = _header(file, metadata, "config", AutoencoderKLConfig | AutoencoderVQConfig)
     space = _header(file, metadata, "latent_space", LatentSpace)
-    build = AutoencoderVQ if isinstance(config, AutoencoderVQConfig) else AutoencoderKL
-    return _load(file, lambda: build(config, space), dtype)
+    if isinstance(config, AutoencoderVQConfig):
+        return _load(file, lambda: AutoencoderVQ(config, space), dtype)
+    return _load(file, lambda: AutoencoderKL(config, space), dtype)
 
 
 def load_model_autoencoder(folder: Path) -> Autoencoder:
@@ -185,12 +194,13 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Model:
 
 def check_fit(model: Model, where: Path) -> None:
     """Raise InputError, naming both sides, if one part of a model does not fit another."""
-    space, network = model.spec.latent_space, model.denoiser.network.config
+    space, network = model.spec.latent_space, model.network.config
     ours, text = model.autoencoder.config, model.text_encoder.config
     pairs = (
         ("latent channels", "autoencoder", ours.latent_channels, "denoiser's latent space", space.channels),
         ("stride", "autoencoder", ours.stride, "denoiser's latent space", space.stride),
         ("latent channels", "denoiser's network", network.in_channels, "its latent space", space.channels),
+        ("channels", "denoiser's output", network.out_channels, "its input", network.in_channels),
         ("context width", "text encoder", text.width, "denoiser", network.context_dim),
         ("vocabulary", "tokenizer", model.tokenizer.vocab_size, "text encoder", text.vocab_size),
         ("context length", "tokenizer", model.tokenizer.context_length, "text encoder", text.context_length),
@@ -202,7 +212,11 @@ def check_fit(model: Model, where: Path) -> None:
 
 
 def _save(
-    path: Path, module: nn.Module, extra: Mapping[str, str], dtype: torch.dtype | None, max_bytes: int | None
+    path: Path,
+    module: Autoencoder | Network | CLIPTextEncoder,
+    extra: Mapping[str, str],
+    dtype: torch.dtype | None,
+    max_bytes: int | None,
 ) -> None:
     tensors = {name: _cast(tensor, dtype) for name, tensor in module.state_dict().items()}
     metadata = {
@@ -235,12 +249,28 @@ def _header(file: Path, metadata: Mapping[str, str], field: str, type_: Any) -> 
 
 def _load(file: Path, build: Callable[[], Module], dtype: torch.dtype) -> Module:
     """Build on `meta`, where nothing is allocated or initialised, then put the file's tensors in place."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         module = build()
     tensors, _ = load_tensors(file, dtype=dtype)
     _check_names(file, module.state_dict(), tensors)
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval()
+
+
+class Unfilled(TorchFunctionMode):
+    """Leave new parameters unfilled: `meta` has nothing to fill, yet torch imports its compiler to do it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _check_names(file: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from darkroom.errors import InputError
+from darkroom.nn.dit import DiTConfig, sincos_positions
 
 Tensors = dict[str, Tensor]
 
@@ -90,9 +91,10 @@ class Split:
         result = {}
         for name, parts in _matches(self.source, tensors):
             whole = tensors.pop(name)
-            if whole.shape[0] % len(self.targets):
-                raise InputError(f"{name} has {whole.shape[0]} rows: they do not split by {len(self.targets)}")
-            pieces = whole.chunk(len(self.targets))
+            rows, count = whole.shape[0], len(self.targets)
+            if rows % count:
+                raise InputError(f"{name} has {rows} rows: they do not split into {count} equal parts")
+            pieces = whole.chunk(count)
             result |= {_fill(t, parts): p.clone() for t, p in zip(self.targets, pieces, strict=True)}
         return result
 
@@ -164,7 +166,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Drop:
-    """A tensor that the other layout has no place for; `make` gives it anew, None if it's not needed here."""
+    """A tensor left out; the way back gives what `make` gives, or nothing where there is nothing to make."""
 
     name: str
     make: Callable[[], Tensor] | None = None
@@ -180,10 +182,10 @@ class Drop:
 
 @dataclass(frozen=True)
 class Make:
-    """A tensor that the other layout lacks since it follows from the config; without `make`, nothing."""
+    """A tensor that the other layout doesn't store, since it follows from the config."""
 
     name: str
-    make: Callable[[], Tensor] | None
+    make: Callable[[], Tensor] | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         return {} if self.make is None else {self.name: self.make()}
@@ -191,6 +193,50 @@ class Make:
     def inverse(self) -> Drop:
         """The tensor left out."""
         return Drop(self.name, self.make)
+
+
+# Ours to the files of transformers, whose version 5 holds its modules without the prefix: the inverse leaves
+# such names as they are. Files of before version 4.31 also hold the numbers 0 to 76, which are dropped.
+CLIP_TEXT_TO_HUB = Table(
+    (
+        Make("text_model.embeddings.position_ids"),
+        Rename("text_projection.*", "text_projection.*"),
+        Rename("**", "text_model.**"),
+    )
+)
+
+
+def dit_to_diffusers(config: DiTConfig) -> Table:
+    """The original DiT, which is ours, to diffusers' `DiTTransformer2DModel`.
+
+    diffusers repeats the embedders of timestep and class in every block, splits q, k and v, and computes the
+    fixed positions instead of storing them.
+    """
+    embedders = {
+        "t_embedder.mlp.0.*": "timestep_embedder.linear_1.*",
+        "t_embedder.mlp.2.*": "timestep_embedder.linear_2.*",
+        "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
+    }
+    renames = {
+        "x_embedder.proj.*": "pos_embed.proj.*",
+        "blocks.*.attn.proj.*": "transformer_blocks.*.attn1.to_out.0.*",
+        "blocks.*.mlp.fc1.*": "transformer_blocks.*.ff.net.0.proj.*",
+        "blocks.*.mlp.fc2.*": "transformer_blocks.*.ff.net.2.*",
+        "blocks.*.adaLN_modulation.1.*": "transformer_blocks.*.norm1.linear.*",
+        "final_layer.adaLN_modulation.1.*": "proj_out_1.*",
+        "final_layer.linear.*": "proj_out_2.*",
+    }
+    blocks = [f"transformer_blocks.{index}.norm1.emb." for index in range(config.depth)]
+    qkv = tuple(f"transformer_blocks.*.attn1.to_{letter}.*" for letter in "qkv")
+    grid = config.grid_size
+    return Table(
+        (
+            Drop("pos_embed", lambda: sincos_positions(config, grid, grid)),
+            *(Copy(ours, tuple(block + theirs for block in blocks)) for ours, theirs in embedders.items()),
+            Split("blocks.*.attn.qkv.*", qkv),
+            *(Rename(ours, theirs) for ours, theirs in renames.items()),
+        )
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -127,9 +127,7 @@ def check_prediction(path: NoisePath, prediction: Prediction) -> None:
         raise unknown("prediction", prediction, PREDICTIONS)
     flow = isinstance(path, FlowPath)
     if flow and prediction in ("v", "edm"):
-        raise InputError(
-            f"prediction {prediction!r} is not defined on a flow path: use 'flow', 'x0' or 'eps'"
-        )
+        raise InputError(f"prediction {prediction!r} is not defined on a flow path: use 'flow' or 'x0'")
     pure = path.sigma_max == 1 if flow else isinstance(path, DiscretePath) and path.zero_terminal_snr
     if pure and prediction == "eps":
         raise InputError(

@@ -187,8 +187,9 @@ class CosinePath:
 class EDMPath:
     """The variance-exploding path of Karras et al. 2022: noise is added, nothing is scaled.
 
-    The network is told ln(sigma) / 4. `sigma_data` is the latents' standard deviation. Raises InputError unless 0 < sigma_min < sigma_max and
-    sigma_data > 0.
+    The network is told ln(sigma) / 4. `sigma_data` is the latents' standard deviation.
+
+    Raises InputError unless 0 < sigma_min < sigma_max and sigma_data > 0.
     """
 
     kind: Literal["edm"] = "edm"

@@ -82,10 +82,10 @@ class Tokenizer:
         vocab, merges = _vocabulary(path)
         length = settings.get("model_max_length")
         # Without a limit, transformers writes one of 1e30.
-        known = isinstance(length, int) and length < 1_000_000
+        length = length if isinstance(length, int) and length < 1_000_000 else CLIP_LENGTH
         marks = {name: _content(settings[f"{name}_token"]) for name in ("bos", "eos", "pad")}
         try:
-            return cls(vocab, merges, context_length=length if known else CLIP_LENGTH, **marks)
+            return cls(vocab, merges, context_length=length, **marks)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -110,7 +110,7 @@ class Tokenizer:
         return self.vocab[self.pad]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Ids (B, context_length), int64: start, tokens, end, padding; long texts lose tokens, not the end."""
+        """Ids (B, context_length), int64: start, tokens, end, padding; long texts are cut before the end."""
         room = self.context_length - 2
         rows = []
         for encoding in self.backend.encode_batch(list(texts)):
@@ -176,13 +176,12 @@ def train_bpe(captions: Iterable[str], vocab_size: int, context_length: int) -> 
 
 
 def _word_counts(captions: Iterable[str]) -> dict[tuple[str, ...], int]:
-    """How often each word occurs, as its bytes with the last one marked, in the order of the words."""
+    """How often each word occurs, as its bytes with the last one marked."""
     counts: Counter[str] = Counter()
     for caption, times in Counter(captions).items():
         for word, _ in WORDS.pre_tokenize_str(NORMALIZER.normalize_str(caption)):
             counts[word] += times
-    words = sorted(counts.keys() - {BOS, EOS})
-    return {(*word[:-1], word[-1] + WORD_END): counts[word] for word in words}
+    return {(*word[:-1], word[-1] + WORD_END): counts[word] for word in counts if word not in (BOS, EOS)}
 
 
 def _joined_pairs(counts: Mapping[tuple[str, ...], int]) -> Iterable[Pair]:

@@ -35,7 +35,7 @@ def save_state(
         os.replace(draft, target)
         with atomic_write(folder / "latest") as path:
             path.write_text(target.name)
-    except (OSError, SafetensorError) as error:
+    except (OSError, DarkroomError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise DarkroomError(f"{target}: could not save the training state ({error}); the one before is whole") from error
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
@@ -86,7 +86,10 @@ def _restore(
         network.load_state_dict(own, strict=True)
     ema.load(saved["ema"])
     for name, parameter in named_parameters(networks):
-        keys = ("step", "exp_avg", "exp_avg_sq")
         if f"{name}.step" in saved["optimizer"]:
-            state = {key: saved["optimizer"][f"{name}.{key}"].to(parameter.device) for key in keys}
-            optimizer.state[parameter] = state
+            # The fused kernel walks memory in order, so the moments must lie as the parameter does.
+            moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            for key, moment in moments.items():
+                moment.detach_().copy_(saved["optimizer"][f"{name}.{key}"])
+            step = saved["optimizer"][f"{name}.step"].to(parameter.device)
+            optimizer.state[parameter] = {"step": step, **moments}
