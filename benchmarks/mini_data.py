@@ -1,8 +1,8 @@
 """The data of darkroom-mini: captions, styles and what is set aside before any training.
 
-Emoji in three drawing styles and photos of groceries. 5 % of the emoji concepts are never trained on, and 5 % of the
-(concept, style) pairs of the rest, each of whose concepts is trained on in another style. Hashes decide, so the split
-is the same everywhere. Skin-tone variants follow their concept.
+Emoji in three drawing styles and photos of groceries. 5 % of the emoji concepts are never trained on, and 5
+% of the (concept, style) pairs of the rest, each of whose concepts is trained on in another style. Hashes
+decide, so the split is the same everywhere. Skin-tone variants follow their concept.
 
     python benchmarks/mini_data.py --data ../shared/data --out runs/mini-data
 """
@@ -11,17 +11,20 @@ import argparse
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 STYLES = {"noto": "flat style", "fluent3d": "3d style", "blob": "blob style"}
 HELD_CONCEPTS, HELD_PAIRS = 0.05, 0.05
+TEXT_PROMPTS, GALLERY = 300, 1000
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: `split` is "train", "concept" (never seen), "pair" (seen in other styles) or "val" (photos)."""
+    """One picture: `split` is "train", "concept" (never seen), "pair" (seen in other styles) or "val"
+    (photos).
+    """
 
     path: str
     caption: str
@@ -80,8 +83,41 @@ def _read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def by_hash(table: Iterable[Row], salt: str) -> list[Row]:
+    """Rows in an order that only their paths and the salt decide."""
+    return sorted(table, key=lambda row: hashlib.sha256(f"{salt}\0{row.path}".encode()).digest())
+
+
+def text_rows(table: Iterable[Row]) -> list[Row]:
+    """The 300 training pictures, none with a skin tone, whose captions test how the model follows text."""
+    plain = (r for r in table if r.kind == "emoji" and r.split == "train" and not r.skin_tone)
+    return by_hash(plain, "text")[:TEXT_PROMPTS]
+
+
+def pair_rows(table: Iterable[Row]) -> list[Row]:
+    """The set-aside (concept, style) pairs without skin tones, 300 at most."""
+    return by_hash((r for r in table if r.split == "pair" and not r.skin_tone), "pair")[:TEXT_PROMPTS]
+
+
+def gallery(table: Iterable[Row], held: Sequence[Row], *, same_concepts: bool) -> list[Row]:
+    """1,000 emoji to look for neighbours in: `held`, then training pictures without skin tones.
+
+    Without `same_concepts` no other picture of a concept of `held` is among them.
+    """
+    taken, concepts = set(held), {row.concept for row in held}
+    fill = [
+        row
+        for row in table
+        if row.kind == "emoji" and row.split == "train" and not row.skin_tone and row not in taken
+        if same_concepts or row.concept not in concepts
+    ]
+    return [*held, *by_hash(fill, "gallery")[: GALLERY - len(held)]]
+
+
 def write_folder(data: Path, out: Path, split: str) -> int:
-    """Write `out/metadata.jsonl`, which names the pictures of a split where they lie; returns their number."""
+    """Write `out/metadata.jsonl`, which names the pictures of a split where they lie; returns their
+    number.
+    """
     out.mkdir(parents=True, exist_ok=True)
     chosen = [row for row in rows(data) if row.split == split]
     lines = [

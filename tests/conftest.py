@@ -18,7 +18,7 @@ def shared() -> Path:
     return folder
 
 
-def relative_error(value, reference) -> float:  # noqa: ANN001
+def relative_error(value, reference) -> float:
     """The error of a tensor against its reference, relative to the reference's norm, in float64."""
     value, reference = value.double(), reference.double()
     return float((value - reference).norm() / reference.norm())

@@ -90,7 +90,8 @@ def load(
     device = torch.device(device) if device else default_device()
     model = load_model(folder, dtype=dtype or torch.float32)
     for network in (model.autoencoder, model.network, model.text_encoder):
-        network.requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        network.requires_grad_(False).to(device)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Pipeline(model, name=folder.resolve().name)
 
 

@@ -1,18 +1,19 @@
 """The exported folder opens in diffusers and draws the pictures that we draw."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests.conftest import relative_error
-from tests.tiny import CAPTIONS, SPACE, tiny_model
+from tests.tiny import CAPTIONS, SPACE, tiny_model, tiny_parts
 
 import darkroom
 from darkroom.checkpoint.export import export_diffusers, folded
-from darkroom.checkpoint.model import load_model
-from darkroom.diffusion.path import FlowPath
+from darkroom.checkpoint.model import load_model, save_model
+from darkroom.diffusion.path import CosinePath, DiscretePath, EDMPath, FlowPath, NoisePath
 from darkroom.diffusion.schedules import flow_sigmas
 from darkroom.errors import InputError
 from darkroom.nn.latent_space import LatentSpace
@@ -132,6 +133,52 @@ def test_diffusers_takes_the_timesteps_that_we_take(theirs) -> None:
     assert torch.allclose(
         theirs.scheduler.sigmas.double(), torch.tensor(sigmas, dtype=torch.float64), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "path", "sampler", "schedule", "tolerance"),
+    [
+        ("v", DiscretePath(), "ddim", "leading", 1e-4),
+        ("v", DiscretePath(beta_schedule="cosine"), "ddim", "trailing", 1e-4),
+        # We end at x0 + sigma * noise, diffusers at the same scaled to unit variance.
+        ("x0", DiscretePath(final="first_level"), "ddim", "leading", 1e-3),
+        ("eps", DiscretePath(), "dpmpp_2m", "trailing", 1e-4),
+        # diffusers tells the network whole timesteps, we the ones that the noise levels have.
+        ("v", DiscretePath(), "dpmpp_2m", "karras", 2e-2),
+        ("v", DiscretePath(), "euler", "trailing", 1e-4),
+    ],
+)
+def test_variance_preserving_models_take_the_same_steps(
+    prediction: str, path: DiscretePath, sampler: str, schedule: str, tolerance: float, tmp_path: Path
+) -> None:
+    parts = tiny_parts()
+    defaults = replace(parts.spec.defaults, sampler=sampler, schedule=schedule, steps=10)
+    spec = replace(parts.spec, prediction=prediction, path=path, defaults=defaults)
+    save_model(tmp_path / "model", replace(parts, spec=spec))
+    export_diffusers(tmp_path / "model", tmp_path / "out")
+    ours = darkroom.load(tmp_path / "model", device="cpu")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    noise = image_noise([1], (4, 8, 8), "start")
+    a = ours("red apple", seed=1, guidance_scale=2.0, output="latents").latents
+    options = {
+        "num_inference_steps": 10,
+        "guidance_scale": 2.0,
+        "height": 32,
+        "width": 32,
+        "output_type": "latent",
+    }
+    b = theirs("red apple", latents=noise, **options).images
+    assert relative_error(a, b) <= tolerance
+
+
+@pytest.mark.parametrize(("prediction", "path"), [("edm", EDMPath()), ("v", CosinePath())])
+def test_a_path_that_diffusers_lacks_is_refused(prediction: str, path: NoisePath, tmp_path: Path) -> None:
+    parts = tiny_parts()
+    spec = replace(parts.spec, prediction=prediction, path=path)
+    save_model(tmp_path / "model", replace(parts, spec=spec))
+    with pytest.raises(InputError, match="diffusers has no scheduler for prediction"):
+        export_diffusers(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_output_must_be_new(folder: Path, exported: Path, tmp_path: Path) -> None:

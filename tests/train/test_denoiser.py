@@ -29,7 +29,10 @@ def test_the_folder_it_writes_can_be_loaded_and_draws(first_stage: Path, tmp_pat
 
 
 def test_same_command_twice_gives_the_same_bytes(first_stage: Path, tmp_path: Path) -> None:
-    files = [denoiser.train(denoiser_recipe(tmp_path / name, first_stage)) / "denoiser.safetensors" for name in "ab"]
+    files = [
+        denoiser.train(denoiser_recipe(tmp_path / name, first_stage)) / "denoiser.safetensors"
+        for name in "ab"
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -38,23 +41,33 @@ def test_same_command_twice_gives_the_same_bytes(first_stage: Path, tmp_path: Pa
     [("eps", DiscretePath()), ("v", DiscretePath()), ("x0", DiscretePath()), ("flow", FlowPath())],
 )
 @pytest.mark.parametrize("weight", ["uniform", "min_snr"])
-def test_every_target_trains(prediction: str, path: object, weight: str, first_stage: Path, tmp_path: Path) -> None:
+def test_every_target_trains(
+    prediction: str, path: object, weight: str, first_stage: Path, tmp_path: Path
+) -> None:
     objective = ObjectiveConfig(prediction=prediction, path=path, weight=weight)
     recipe = denoiser_recipe(tmp_path, first_stage, steps=2, objective=objective)
-    recipe = replace(recipe, defaults=replace(recipe.defaults, schedule="flow" if prediction == "flow" else "karras"))
+    recipe = replace(
+        recipe, defaults=replace(recipe.defaults, schedule="flow" if prediction == "flow" else "karras")
+    )
     denoiser.train(recipe)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
 
 
 def test_accumulation_equals_one_large_batch(first_stage: Path, tmp_path: Path) -> None:
-    """With the noise fixed by picture the gradients would be equal; here only the number of pictures must be."""
-    out = denoiser.train(denoiser_recipe(tmp_path, first_stage, train=short(2, batch_size=8, grad_accum_steps=2)))
+    """With the noise fixed by picture the gradients would be equal; here only the number of pictures must
+    be.
+    """
+    out = denoiser.train(
+        denoiser_recipe(tmp_path, first_stage, train=short(2, batch_size=8, grad_accum_steps=2))
+    )
     assert (out / "denoiser.safetensors").exists()
 
 
 def test_the_network_learns_to_overfit_one_batch(first_stage: Path, tmp_path: Path) -> None:
-    recipe = denoiser_recipe(tmp_path, first_stage, train=short(60, batch_size=8, log_every=60, save_every=60))
+    recipe = denoiser_recipe(
+        tmp_path, first_stage, train=short(60, batch_size=8, log_every=60, save_every=60)
+    )
     task_losses = []
     step = denoiser.DenoiserTask.step
 

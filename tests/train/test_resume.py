@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import equal
 
 from darkroom.errors import DarkroomError, InputError
-from darkroom.train import autoencoder, denoiser
-from tests.train.helpers import autoencoder_recipe, denoiser_recipe
+from darkroom.train import autoencoder
+from tests.train.helpers import autoencoder_recipe
 
 STEPS = 8
 SCRIPT = """
@@ -41,7 +41,9 @@ def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> None:
     """Send SIGKILL once the run has saved a state but not finished."""
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "latest").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "the run ended before it could be killed"
+        )
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

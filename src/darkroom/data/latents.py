@@ -16,6 +16,10 @@ from tqdm.auto import tqdm
 from darkroom.data.folder import Pictures
 from darkroom.errors import InputError
 from darkroom.files import atomic_write
+from darkroom.nn.autoencoder_kl import AutoencoderKL
+from darkroom.nn.autoencoder_vq import AutoencoderVQ
+
+Encodes = AutoencoderKL | AutoencoderVQ
 
 
 @dataclass
@@ -41,10 +45,11 @@ class LatentSet:
         return LatentSet(self.latents.to(device), mirrored, self.flips.to(device))
 
 
-def cached_latents(autoencoder: nn.Module, pictures: Pictures, path: Path, batch_size: int = 64) -> LatentSet:
+def cached_latents(autoencoder: Encodes, pictures: Pictures, path: Path, batch_size: int = 64) -> LatentSet:
     """The latents of `pictures` from the cache at `path`, which is made if it is not there.
 
-    The cache names the weights and the pictures it was made of. Raises InputError if these are not the ones given.
+    The cache names the weights and the pictures it was made of. Raises InputError if these are not the ones
+    given.
     """
     identity = {"autoencoder": weights_hash(autoencoder), "pictures": pictures_hash(pictures)}
     if path.exists():
@@ -52,7 +57,9 @@ def cached_latents(autoencoder: nn.Module, pictures: Pictures, path: Path, batch
             found = file.metadata()
         for name, value in identity.items():
             if found.get(name) != value:
-                raise InputError(f"{path}: made from another {name} than this run's; delete it to encode anew")
+                raise InputError(
+                    f"{path}: made from another {name} than this run's; delete it to encode anew"
+                )
         tensors = load_file(path)
     else:
         tensors = {"latents": _encode_all(autoencoder, pictures, batch_size, mirror=False)}
@@ -82,7 +89,7 @@ def pictures_hash(pictures: Pictures) -> str:
 
 
 @torch.no_grad()
-def _encode_all(autoencoder: nn.Module, pictures: Pictures, batch_size: int, *, mirror: bool) -> Tensor:
+def _encode_all(autoencoder: Encodes, pictures: Pictures, batch_size: int, *, mirror: bool) -> Tensor:
     device = next(autoencoder.parameters()).device
     pieces = []
     for start in tqdm(range(0, len(pictures), batch_size), desc="encoding", unit="batch", delay=1):

@@ -1,5 +1,6 @@
 """Features of pictures, what lies nearest among them, and a linear classifier on them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from darkroom.nn.perceptual import LPIPS, SqueezeDistance
+from darkroom.nn.perceptual import SqueezeDistance, tapped
 
 CHUNK = 4096  # rows of a similarity matrix computed at once
 
@@ -29,13 +30,36 @@ def extract(
     return torch.cat(rows)
 
 
-def layer_statistics(network: LPIPS | SqueezeDistance, image: Tensor) -> Tensor:
-    """Mean and standard deviation over positions of every tapped layer's channels, (B, D), shallow to deep.
+def texture(network: SqueezeDistance, image: Tensor) -> Tensor:
+    """How SqueezeNet's first channels occur together, (B, D): what a picture is drawn with, not what it
+    shows.
 
-    What a picture is drawn with shows in these, the low layers above all (Gatys et al. 2016).
+    The square roots of the Gram matrices of relu1 and fire3, averaged over positions, above the diagonal and
+    on it (Gatys et al. 2016). Images in −1..1.
     """
-    layers = [layer.float().flatten(2) for layer in network.layers(image)]
-    return torch.cat([part for x in layers for part in (x.mean(2), x.std(2))], dim=1)
+    taps = network.taps[:2]
+    maps = [
+        x.float().flatten(2)
+        for x in tapped(network.features[: taps[-1].index + 1], taps, network.caffe(image))
+    ]
+    return torch.cat([_upper(x @ x.mT / x.shape[2]).sqrt() for x in maps], dim=1)
+
+
+def palette(image: Tensor, levels: int = 8) -> Tensor:
+    """The square roots of a picture's colour histogram, (B, levels³), of images (B, 3, H, W) in −1..1."""
+    steps = ((image + 1.0) * (levels / 2)).long().clamp(0, levels - 1)
+    colour = (steps[:, 0] * levels + steps[:, 1]) * levels + steps[:, 2]
+    share = torch.full(colour.flatten(1).shape, 1.0 / colour[0].numel(), device=image.device)
+    return (
+        torch.zeros(len(image), levels**3, device=image.device)
+        .scatter_add_(1, colour.flatten(1), share)
+        .sqrt()
+    )
+
+
+def _upper(matrix: Tensor) -> Tensor:
+    rows, columns = torch.triu_indices(*matrix.shape[-2:], device=matrix.device)
+    return matrix[:, rows, columns]
 
 
 @dataclass(frozen=True)
@@ -47,44 +71,39 @@ class Neighbours:
 
 
 def nearest(queries: Tensor, gallery: Tensor) -> Neighbours:
-    """The gallery row (G, D) of the largest cosine similarity to each query (Q, D); the first among equals."""
+    """The gallery row (G, D) of the largest cosine similarity to each query (Q, D); the first among
+    equals.
+    """
     gallery = F.normalize(gallery, dim=1)
     found = [(F.normalize(part, dim=1) @ gallery.T).max(1) for part in queries.split(CHUNK)]
     return Neighbours(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
 
 
-class LinearClassifier:
-    """Multinomial logistic regression on standardised features (N, D).
+class RidgeClassifier:
+    """Least squares to ±1 for each class on standardised features, solved exactly.
 
-    Fitted on all rows at once by L-BFGS, from zero, so that the same rows give the same classifier. `penalty`
-    weighs the mean of the squared weights against the mean cross-entropy.
+    The features come as blocks (N, D1), (N, D2), ..., which count the same whatever their widths. `penalty`
+    weighs the squared weights against the sum of squared errors.
     """
 
-    def __init__(
-        self, features: Tensor, labels: Sequence[str], *, penalty: float = 1.0, iterations: int = 60
-    ) -> None:
+    def __init__(self, blocks: Sequence[Tensor], labels: Sequence[str], *, penalty: float = 0.1) -> None:
         self.classes = sorted(set(labels))
         if len(self.classes) < 2:
             raise ValueError(f"a classifier needs at least two classes, not {self.classes}")
-        self.mean, self.std = features.mean(0), features.std(0).clamp_min(1e-6)
-        target = torch.tensor([self.classes.index(label) for label in labels])
-        x = (features - self.mean) / self.std
-        self.weight = torch.zeros(x.shape[1], len(self.classes), requires_grad=True)
-        self.bias = torch.zeros(len(self.classes), requires_grad=True)
-        search = torch.optim.LBFGS(
-            [self.weight, self.bias], max_iter=iterations, line_search_fn="strong_wolfe"
-        )
+        self.means = [block.mean(0) for block in blocks]
+        # Columns that hardly vary would be noise blown up.
+        self.stds = [block.std(0) + 1e-4 * block.abs().mean() + 1e-8 for block in blocks]
+        x = self._standardised(blocks)
+        target = torch.tensor([[1.0 if label == name else -1.0 for name in self.classes] for label in labels])
+        kernel = x @ x.T + penalty * torch.eye(len(x))
+        self.weight = x.T @ torch.linalg.solve(kernel, target)
 
-        def closure() -> Tensor:
-            search.zero_grad()
-            loss = F.cross_entropy(x @ self.weight + self.bias, target) + penalty * self.weight.square().mean()
-            loss.backward()
-            return loss
-
-        search.step(closure)
-
-    def __call__(self, features: Tensor) -> list[str]:
+    def __call__(self, blocks: Sequence[Tensor]) -> list[str]:
         """The class of each row."""
-        with torch.no_grad():
-            scores = (features - self.mean) / self.std @ self.weight + self.bias
-        return [self.classes[index] for index in scores.argmax(1).tolist()]
+        return [
+            self.classes[index] for index in (self._standardised(blocks) @ self.weight).argmax(1).tolist()
+        ]
+
+    def _standardised(self, blocks: Sequence[Tensor]) -> Tensor:
+        parts = zip(blocks, self.means, self.stds, strict=True)
+        return torch.cat([(x - mean) / std / math.sqrt(x.shape[1]) for x, mean, std in parts], dim=1)

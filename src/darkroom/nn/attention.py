@@ -8,7 +8,7 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """Attend from q (B, L, H·D) to k, v (B, M, H·D), heads side by side in the last axis; returns (B, L, H·D).
+    """Attend from q (B, L, H·D) to k, v (B, M, H·D), heads side by side in the last axis: (B, L, H·D).
 
     `mask` is boolean, True where attention is allowed, and broadcasts to (B, H, L, M); with `causal`
     a position sees itself and those before it, and there is no other mask.

@@ -11,7 +11,9 @@ from darkroom.nn.attention import attention
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, conv, twice, plus the input; the time embedding is added in between (He 2015, Ho 2020)."""
+    """GroupNorm, SiLU, conv, twice, plus the input; the time embedding is added in between (He 2015, Ho
+    2020).
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None = None
@@ -37,7 +39,9 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided conv; `asymmetric` pads right and bottom only, as autoencoders do."""
+    """Halve height and width by a strided conv; `asymmetric` pads right and bottom only, as autoencoders
+    do.
+    """
 
     def __init__(self, channels: int, *, asymmetric: bool) -> None:
         super().__init__()
@@ -92,7 +96,9 @@ class MLPEmbedding(nn.Module):
 
 
 def timestep_embedding(timestep: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed (B,) timesteps as (B, dim): cosines, then sines, of geometrically spaced frequencies (float32)."""
+    """Embed (B,) timesteps as (B, dim): cosines, then sines, of geometrically spaced frequencies
+    (float32).
+    """
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = timestep.float()[:, None] * torch.exp(-math.log(max_period) * exponent)

@@ -158,6 +158,7 @@ class SqueezeDistance(nn.Module):
     """
 
     mean: Tensor
+    features: nn.Sequential
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,8 +169,11 @@ class SqueezeDistance(nn.Module):
 
     def layers(self, image: Tensor) -> list[Tensor]:
         """The compared features of images in −1..1, (B, C, h, w) each, shallow to deep."""
-        bgr = (image.to(self.mean.dtype).flip(1) + 1.0) * 127.5
-        return tapped(self.features, self.taps, bgr - self.mean)
+        return tapped(self.features, self.taps, self.caffe(image))
+
+    def caffe(self, image: Tensor) -> Tensor:
+        """Images in −1..1 as the backbone takes them: blue, green, red on 0..255, less the mean."""
+        return (image.to(self.mean.dtype).flip(1) + 1.0) * 127.5 - self.mean
 
     def fire9(self, image: Tensor) -> Tensor:
         """The last features averaged over positions, (B, 512): for neighbours and the Fréchet distance."""

@@ -27,7 +27,9 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """Everything that decides a run of stage 1; `out` becomes a folder with `autoencoder.safetensors` in it."""
+    """Everything that decides a run of stage 1; `out` becomes a folder with `autoencoder.safetensors` in
+    it.
+    """
 
     out: Path
     seed: int = 0
@@ -53,15 +55,16 @@ class AutoencoderTask:
         self.networks: dict[str, nn.Module] = {"autoencoder": self.model, "loss": self.loss}
         self.codes: VQReconstruction | None = None
         if isinstance(self.model, AutoencoderVQ):
-            self.networks["revival"] = CodeRevival(recipe.autoencoder.codes)
+            self.networks["revival"] = CodeRevival(self.model.config.codes)
         trained = [p for net in self.networks.values() for p in net.parameters() if p.requires_grad]
         self.groups = [ParameterGroup(trained)]
         if self.adversary is not None:
             self.networks["adversary"] = self.adversary
             judges = list(self.adversary.parameters())
-            self.groups.append(ParameterGroup(judges, adversarial.lr_scale, betas=(0.5, 0.9)))
+            lr_scale = self.adversary.config.lr_scale
+            self.groups.append(ParameterGroup(judges, lr_scale, betas=(0.5, 0.9)))
         for network in (*self.networks.values(), *self.loss.frozen):
-            network.to(device=device, memory_format=torch.channels_last)
+            network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if recipe.train.compile:
             for part in (self.model.encoder, self.model.decoder, *self.loss.frozen):
                 part.compile()
@@ -72,7 +75,7 @@ class AutoencoderTask:
         reconstruction, regularisation, logs = self.reconstruct(image, streams)
         nll, parts = self.loss(reconstruction, image)
         loss, logs = nll + regularisation, logs | parts
-        if self.adversary is not None and streams.step >= self.recipe.loss.adversarial.start_step:
+        if self.adversary is not None and streams.step >= self.adversary.config.start_step:
             adversarial, parts = self.adversary(reconstruction, image, nll, self.model.last_layer)
             loss, logs = loss + adversarial, logs | parts
         return loss, logs
@@ -82,7 +85,10 @@ class AutoencoderTask:
         config = self.recipe.loss
         if isinstance(self.model, AutoencoderVQ):
             output = self.model.quantised_reconstruction(image)
-            logs = {"codebook_loss": output.codebook_loss.detach(), **self.model.quantize.usage(output.indices)}
+            logs = {
+                "codebook_loss": output.codebook_loss.detach(),
+                **self.model.quantize.usage(output.indices),
+            }
             self.codes = output
             return output.image, config.codebook_weight * output.codebook_loss, logs
         posterior = self.model.posterior(image)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from darkroom.checkpoint.model import (
+    Autoencoder,
     Defaults,
     DenoiserSpec,
     Model,
@@ -18,7 +19,7 @@ from darkroom.checkpoint.model import (
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import LatentSet, cached_latents
 from darkroom.data.order import EpochOrder
-from darkroom.diffusion.denoiser import Condition, Denoiser, Prediction
+from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.training_times import TimesConfig, sample_sigmas
 from darkroom.images import grid, save_png
@@ -52,8 +53,9 @@ class ObjectiveConfig:
 class DenoiserRecipe:
     """Everything that decides a run of stage 2; `out` becomes a model folder that `darkroom.load` opens.
 
-    `text` gives the shape of a text encoder trained jointly; its vocabulary is learned from the captions and has at
-    most `text.vocab_size` entries. `sample_prompts` are drawn while training (the first captions when empty).
+    `text` gives the shape of a text encoder trained jointly; its vocabulary is learned from the captions and
+    has at most `text.vocab_size` entries. `sample_prompts` are drawn while training (the first captions when
+    empty).
     """
 
     out: Path
@@ -71,7 +73,9 @@ class DenoiserRecipe:
 
 
 class DenoiserTask:
-    """One step of stage 2: noise the latents, read the captions, and compare the network's answer with its target."""
+    """One step of stage 2: noise the latents, read the captions, and compare the network's answer with its
+    target.
+    """
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class DenoiserTask:
             "text_encoder": self.text_encoder,
         }
         for network in (*self.networks.values(), model.autoencoder):
-            network.to(device=device, memory_format=torch.channels_last)
+            network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.groups = [ParameterGroup([p for net in self.networks.values() for p in net.parameters()])]
         if recipe.train.compile:
             for network in self.networks.values():
@@ -105,7 +109,9 @@ class DenoiserTask:
         noise = streams.normal("noise", x0)
         sigma = sample_sigmas(objective.times, self.denoiser.path, count, streams.generator("sigma"))  # (B,)
         dropped = streams.uniform("dropout", count) < objective.condition_dropout
-        ids = torch.where(dropped[:, None], self.empty_ids, self.ids[torch.as_tensor(indices, device=self.device)])
+        ids = torch.where(
+            dropped[:, None], self.empty_ids, self.ids[torch.as_tensor(indices, device=self.device)]
+        )
         context = self.text_encoder(ids).last  # (B, L, D)
         x, timestep = self.denoiser.network_input(x0, noise, sigma)
         output = self.denoiser.network(x.contiguous(memory_format=torch.channels_last), timestep, context)
@@ -132,8 +138,8 @@ class DenoiserTask:
 def train(recipe: DenoiserRecipe) -> Path:
     """Train a denoiser and its text encoder as the recipe says and return the model folder.
 
-    The same call resumes a run that was stopped. Raises InputError for a recipe, data or autoencoder that cannot be
-    used together.
+    The same call resumes a run that was stopped. Raises InputError for a recipe, data or autoencoder that
+    cannot be used together.
     """
     world = join_world()
     device = local_device(recipe.device, world)
@@ -160,8 +166,10 @@ def train(recipe: DenoiserRecipe) -> Path:
     return recipe.out
 
 
-def build_model(recipe: DenoiserRecipe, autoencoder: nn.Module, pictures: Pictures) -> Model:
-    """The model a recipe describes: given autoencoder, learned vocabulary, fresh networks from the seed's stream."""
+def build_model(recipe: DenoiserRecipe, autoencoder: Autoencoder, pictures: Pictures) -> Model:
+    """The model a recipe describes: given autoencoder, learned vocabulary, fresh networks from the seed's
+    stream.
+    """
     tokenizer = train_bpe(pictures.captions, recipe.text.vocab_size, recipe.text.context_length)
     text = tokenizer_fitted(recipe.text, tokenizer)
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,6 @@
-"""What a run writes for people: a line per interval in metrics.jsonl, a loss curve, TensorBoard if it is there."""
+"""What a run writes for people: a line per interval in metrics.jsonl, a loss curve, TensorBoard if it is
+there.
+"""
 
 import json
 import time

@@ -1,8 +1,8 @@
 """The one training loop: order of data, step, average, log, pictures, saving, resuming, stopping.
 
 Autoencoder, denoiser and adapters differ in their `Task`: which networks train, and what one step computes.
-Everything random in a step comes from `Streams`, a pure function of (seed, step, process), and the order of data is
-one of (seed, step), so the state of a run is its weights, its optimizer's moments and one integer.
+Everything random in a step comes from `Streams`, a pure function of (seed, step, process), and the order of
+data is one of (seed, step), so the state of a run is its weights, its optimizer's moments and one integer.
 """
 
 import signal
@@ -37,7 +37,9 @@ from darkroom.train.state import load_state, save_state
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and how a run trains; `batch_size` counts the pictures of one optimizer step over all processes."""
+    """How long and how a run trains; `batch_size` counts the pictures of one optimizer step over all
+    processes.
+    """
 
     steps: int
     batch_size: int = 64
@@ -76,8 +78,12 @@ class Streams:
 class Task(Protocol):
     """What is trained: the loop knows nothing else of it."""
 
-    networks: Mapping[str, nn.Module]
     groups: list[ParameterGroup]
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks of the run by name: saved, averaged, and watched for NaN."""
+        ...
 
     def step(self, indices: NDArray, streams: Streams) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the pictures `indices`, and values to log."""
@@ -100,7 +106,9 @@ class Interrupted(DarkroomError):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: what is trained, on which order of data, how, where to, by which of how many processes."""
+    """One training: what is trained, on which order of data, how, where to, by which of how many
+    processes.
+    """
 
     task: Task
     order: EpochOrder
@@ -114,8 +122,8 @@ class Run:
     def fit(self) -> EMA:
         """Train to `train.steps` and return the averaged weights; resumes from `out` if it holds a state.
 
-        Raises DarkroomError when the loss or a gradient stops being finite (the last saved state is kept), and
-        Interrupted after a Ctrl-C or SIGTERM, once the state is saved.
+        Raises DarkroomError when the loss or a gradient stops being finite (the last saved state is kept),
+        and Interrupted after a Ctrl-C or SIGTERM, once the state is saved.
         """
         task, train, world = self.task, self.train, self.world
         optimizer = build_optimizer(task.groups, self.optim)
@@ -123,7 +131,9 @@ class Run:
         start = load_state(self.out / "checkpoints", task.networks, ema, optimizer)
         log = RunLog(self.out, resumed_step=start, enabled=world.is_main)
         bad_step = torch.full((), -1, device=self.device)
-        bar = tqdm(total=train.steps, initial=start, unit="step", desc=self.out.name, disable=not world.is_main)
+        bar = tqdm(
+            total=train.steps, initial=start, unit="step", desc=self.out.name, disable=not world.is_main
+        )
         with StopSignal() as stop, bar:
             for step in range(start, train.steps):
                 lr = learning_rate(self.optim, step, train.steps)
@@ -150,11 +160,15 @@ class Run:
                 if done % train.sample_every == 0 or done == train.steps:
                     self.show(done, ema, log)
                 if stopping and done < train.steps:
-                    raise Interrupted(f"stopped at step {done} and saved; the same command goes on from there")
+                    raise Interrupted(
+                        f"stopped at step {done} and saved; the same command goes on from there"
+                    )
         return ema
 
     def accumulate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of one optimizer step over its micro-batches; the mean loss, and the last logs."""
+        """Add up the gradients of one optimizer step over its micro-batches; the mean loss, and the last
+        logs.
+        """
         pieces = self.train.grad_accum_steps
         indices = self.order.batch(step, self.train.batch_size, rank=self.world.rank, world=self.world.size)
         total, logs = torch.zeros((), device=self.device), {}
@@ -173,9 +187,9 @@ class Run:
         with torch.compiler.set_stance("force_eager"):
             layer = first_non_finite(self.task.networks, lambda: self.accumulate(bad_step))
         raise DarkroomError(
-            f"training met a number that is not finite at step {bad_step + 1}, first in {layer}; no update was made "
-            "with it, and the last saved state is whole: lower the learning rate or look at the data, then run the "
-            "same command"
+            f"training met a number that is not finite at step {bad_step + 1}, first in {layer}; no update "
+            "was made with it, and the last saved state is whole: lower the learning rate or look at the data, "
+            "then run the same command"
         )
 
     def save(self, step: int, ema: EMA, optimizer: torch.optim.Optimizer) -> None:

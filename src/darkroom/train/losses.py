@@ -1,4 +1,6 @@
-"""The loss of stage 1: reconstruction, perception, regularisation, and an adversary (Esser 2021, Rombach 2022)."""
+"""The loss of stage 1: reconstruction, perception, regularisation, and an adversary (Esser 2021, Rombach
+2022).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,14 @@ from darkroom.nn.discriminator import (
     discriminator_loss,
     generator_loss,
 )
-from darkroom.nn.perceptual import load_perceptual
+from darkroom.nn.perceptual import LPIPS, SqueezeDistance, load_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig:
-    """A perceptual distance from local files: LPIPS (backbone and heads), or the unweighted SqueezeNet form."""
+    """A perceptual distance from local files: LPIPS (backbone and heads), or the unweighted SqueezeNet
+    form.
+    """
 
     kind: Literal["lpips", "squeeze"] = "squeeze"
     weights: Path
@@ -42,7 +46,9 @@ class AdversarialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderLossConfig:
-    """Weights of stage 1; `kl_weight` is on the scale of the paper (1e-6 with everything summed over a picture)."""
+    """Weights of stage 1; `kl_weight` is on the scale of the paper (1e-6 with everything summed over a
+    picture).
+    """
 
     pixel: Literal["l1", "l2"] = "l1"
     perceptual: PerceptualConfig | None = None
@@ -55,8 +61,8 @@ class AutoencoderLossConfig:
 class ReconstructionLoss(nn.Module):
     """Negative log-likelihood of a picture under its reconstruction: error / exp(s) + s, per element.
 
-    The error is the pixel distance plus the weighted perceptual one; s is the learned log-variance, a scalar that
-    starts at 0.
+    The error is the pixel distance plus the weighted perceptual one; s is the learned log-variance, a scalar
+    that starts at 0.
     """
 
     def __init__(self, config: AutoencoderLossConfig) -> None:
@@ -65,7 +71,11 @@ class ReconstructionLoss(nn.Module):
         self.logvar = nn.Parameter(torch.zeros(()), requires_grad=config.learned_logvar)
         # Held in a tuple, so that frozen weights are neither trained nor saved with the run.
         perceptual = config.perceptual
-        self.frozen = (load_perceptual(perceptual.kind, perceptual.weights, perceptual.heads),) if perceptual else ()
+        self.frozen: tuple[LPIPS | SqueezeDistance, ...] = ()
+        self.perceptual_weight = 0.0
+        if perceptual is not None:
+            self.frozen = (load_perceptual(perceptual.kind, perceptual.weights, perceptual.heads),)
+            self.perceptual_weight = perceptual.weight
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch, and its parts for the log."""
@@ -76,15 +86,15 @@ class ReconstructionLoss(nn.Module):
         for perceptual in self.frozen:
             distance = perceptual(reconstruction, image).float().mean()
             logs["perceptual_loss"] = distance.detach()
-            error = error + self.config.perceptual.weight * distance
+            error = error + self.perceptual_weight * distance
         return error / self.logvar.exp() + self.logvar, logs
 
 
 class Adversary(nn.Module):
     """The discriminator with both of its losses, in one backward pass.
 
-    The generator's term sees the discriminator with its weights held constant, so that adding the two losses gives
-    each side its own gradient and the loop needs no second optimizer.
+    The generator's term sees the discriminator with its weights held constant, so that adding the two losses
+    gives each side its own gradient and the loop needs no second optimizer.
     """
 
     def __init__(self, config: AdversarialConfig, in_channels: int = 3) -> None:
@@ -97,7 +107,9 @@ class Adversary(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Both losses added, and their parts; `nll` and `last_layer` set the adaptive weight."""
         constant = {name: p.detach() for name, p in self.patches.named_parameters()}
-        fooled = generator_loss(functional_call(self.patches, constant, (reconstruction,)).float(), self.config.kind)
+        fooled = generator_loss(
+            functional_call(self.patches, constant, (reconstruction,)).float(), self.config.kind
+        )
         gradients = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, fooled))
         weight = self.config.weight * adaptive_weight(*gradients)
         real, fake = self.patches(image).float(), self.patches(reconstruction.detach()).float()

@@ -9,7 +9,8 @@ from darkroom.train.ema import named_parameters
 
 
 def first_non_finite(networks: Mapping[str, nn.Module], compute: Callable[[], object]) -> str:
-    """Run `compute` (forward and backward) and name the first module, in order of execution, with a bad output.
+    """Run `compute` (forward and backward) and name the first module, in order of execution, with a bad
+    output.
 
     If every output is finite, names the first parameter whose gradient is not, and else the loss itself.
     """
@@ -23,7 +24,9 @@ def first_non_finite(networks: Mapping[str, nn.Module], compute: Callable[[], ob
 
         return hook
 
-    modules = [(f"{prefix}.{name}", m) for prefix, net in networks.items() for name, m in net.named_modules() if name]
+    modules = [
+        (f"{prefix}.{name}", m) for prefix, net in networks.items() for name, m in net.named_modules() if name
+    ]
     handles = [module.register_forward_hook(watch(name)) for name, module in modules]
     try:
         compute()

@@ -23,7 +23,9 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate and are clipped together; `lr_scale` multiplies `OptimConfig.lr`."""
+    """Parameters that share a learning rate and are clipped together; `lr_scale` multiplies
+    `OptimConfig.lr`.
+    """
 
     parameters: list[nn.Parameter]
     lr_scale: float = 1.0
@@ -64,13 +66,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def apply_gradients(optimizer: torch.optim.AdamW, groups: list[ParameterGroup], grad_clip: float) -> Tensor:
     """Clip each group's gradient norm and step; returns the largest norm, a scalar on the device.
 
-    A non-finite norm leaves every weight as it was (the fused kernel's `found_inf`), so that a run that meets NaN
-    still holds its last good weights, without waiting for the device at each step.
+    A non-finite norm leaves every weight as it was (the fused kernel's `found_inf`), so that a run that
+    meets NaN still holds its last good weights, without waiting for the device at each step.
     """
     norms = [nn.utils.clip_grad_norm_(group.parameters, grad_clip) for group in groups]
     norm = torch.stack(norms).max() if len(norms) > 1 else norms[0]
-    optimizer.found_inf = (~torch.isfinite(torch.stack(norms))).any().float()
-    optimizer.grad_scale = None
+    bad = (~torch.isfinite(torch.stack(norms))).any().float()
+    vars(optimizer).update(found_inf=bad, grad_scale=None)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -1,4 +1,6 @@
-"""What both stages' recipes share: the data they name, where the run goes, and whether a run there may go on."""
+"""What both stages' recipes share: the data they name, where the run goes, and whether a run there may go
+on.
+"""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ def load_pictures(config: DataConfig) -> Pictures:
     Raises InputError if the recipe names none, or none can be read.
     """
     if (config.shapes is None) == (not config.sources):
-        raise InputError("field 'data': give either 'sources' (folders of pictures) or 'shapes', one of the two")
+        raise InputError(
+            "field 'data': give either 'sources' (folders of pictures) or 'shapes', one of the two"
+        )
     if config.shapes is not None:
         return config.shapes.pictures(config.size)
     return PictureSet(list_examples(config.sources), config.size)
@@ -47,8 +51,8 @@ def claim_run_folder(out: Path, recipe: object) -> None:
         changed = [name for name in _differences(old, new) if not name.startswith(MAY_CHANGE)]
         if changed:
             raise InputError(
-                f"{out} holds a run of another recipe (different: {', '.join(changed)}): give the old values to go on "
-                "with it, or another 'out' to start anew"
+                f"{out} holds a run of another recipe (different: {', '.join(changed)}): give the old values "
+                "to go on with it, or another 'out' to start anew"
             )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as draft:

@@ -21,7 +21,9 @@ KEPT = 2
 def save_state(
     folder: Path, step: int, networks: Mapping[str, nn.Module], ema: EMA, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write `folder/step-N` whole (temporary name, sync, rename), then point `latest` at it and drop old ones."""
+    """Write `folder/step-N` whole (temporary name, sync, rename), then point `latest` at it and drop old
+    ones.
+    """
     target = folder / f"step-{step:08d}"
     draft = folder / f".{target.name}.partial"
     shutil.rmtree(draft, ignore_errors=True)
@@ -37,7 +39,9 @@ def save_state(
             path.write_text(target.name)
     except (OSError, DarkroomError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise DarkroomError(f"{target}: could not save the training state ({error}); the one before is whole") from error
+        raise DarkroomError(
+            f"{target}: could not save the training state ({error}); the one before is whole"
+        ) from error
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -82,7 +86,11 @@ def _restore(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     for prefix, network in networks.items():
-        own = {k.removeprefix(f"{prefix}."): v for k, v in saved["networks"].items() if k.startswith(f"{prefix}.")}
+        own = {
+            k.removeprefix(f"{prefix}."): v
+            for k, v in saved["networks"].items()
+            if k.startswith(f"{prefix}.")
+        }
         network.load_state_dict(own, strict=True)
     ema.load(saved["ema"])
     for name, parameter in named_parameters(networks):
