@@ -17,16 +17,10 @@ from tyro.conf import Positional, arg
 
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
-from darkroom.presets import CARDS, bundled, model_folder
+from darkroom.presets import CARDS, DEFAULT_AUTOENCODER, DEFAULT_MODEL, bundled, model_folder
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Progress
-
-DEFAULT_MODEL = "darkroom-mini"
-DEMO_PROMPTS = (
-    "red apple", "rocket", "octopus", "sunflower", "grinning face", "penguin", "birthday cake", "cactus",
-)  # fmt: skip
-DEMO_STYLES = ("flat style", "3d style", "blob style")
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 MaybeInt = Annotated[int | None, arg(metavar="INT")]
@@ -37,11 +31,11 @@ MaybeText = Annotated[str | None, arg(metavar="STR")]
 def demo(
     *, output: Output = Path("demo.png"), model: str = DEFAULT_MODEL, seed: int = 0, mkdir: bool = False
 ) -> None:
-    """Draw a labelled grid of 24 pictures: 8 prompts in 3 styles.
+    """Draw a labelled sheet of 24 pictures.
 
     Args:
         output: The PNG to write.
-        model: A bundled model or a model folder.
+        model: A bundled model, or a model folder trained on the same prompts as the default one.
         seed: Picture k gets seed + k.
         mkdir: Make the output's folder if it does not exist.
     """
@@ -51,12 +45,12 @@ def demo(
     from darkroom.pipeline import load
 
     pipe = load(model)
-    prompts = [f"{prompt}, {style}" for style in DEMO_STYLES for prompt in DEMO_PROMPTS]
+    shown = CARDS.get(model, CARDS[DEFAULT_MODEL]).demo
     with _bar("drawing") as on_step:
-        result = pipe(prompts, seed=seed, on_step=on_step)
-    sheet = grid(result.images, len(DEMO_PROMPTS), row_labels=DEMO_STYLES, column_labels=DEMO_PROMPTS)
+        result = pipe(shown.prompts, seed=seed, on_step=on_step)
+    sheet = grid(result.images, len(shown.columns), row_labels=shown.rows, column_labels=shown.columns)
     save_png(output, sheet)
-    print(f"{output}: {len(prompts)} pictures")
+    print(f"{output}: {len(shown.prompts)} pictures")
 
 
 def generate(
@@ -145,7 +139,7 @@ def encode(
     images: Positional[tuple[Path, ...]],
     *,
     output: Output = Path("latents.safetensors"),
-    model: str = DEFAULT_MODEL,
+    model: str = DEFAULT_AUTOENCODER,
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:
@@ -171,7 +165,7 @@ def reconstruct(
     images: Positional[tuple[Path, ...]],
     *,
     output: Output = Path("reconstruction.png"),
-    model: str = DEFAULT_MODEL,
+    model: str = DEFAULT_AUTOENCODER,
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:

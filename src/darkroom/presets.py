@@ -8,23 +8,67 @@ from darkroom.errors import InputError, unknown
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+# The model that draws, and the autoencoder that encodes, where a command names none.
+DEFAULT_MODEL, DEFAULT_AUTOENCODER = "darkroom-shapes", "darkroom-mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The prompts of a model's demonstration: `template` filled with every row and column of a sheet."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    template: str
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts, row by row."""
+        return [self.template.format(row=row, column=column) for row in self.rows for column in self.columns]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a model's files do not say of themselves."""
 
     year: int
     licence: str
+    demo: Demo
 
 
 CARDS = {
-    "darkroom-mini": Card(year=2026, licence="Apache-2.0"),
+    "darkroom-mini": Card(
+        year=2026,
+        licence="Apache-2.0",
+        demo=Demo(
+            rows=("flat style", "3d style", "blob style"),
+            columns=(
+                "red apple",
+                "rocket",
+                "octopus",
+                "sunflower",
+                "grinning face",
+                "penguin",
+                "birthday cake",
+                "cactus",
+            ),
+            template="{column}, {row}",
+        ),
+    ),
+    "darkroom-shapes": Card(
+        year=2026,
+        licence="Apache-2.0",
+        demo=Demo(
+            rows=("circle", "triangle", "square"),
+            columns=("red", "orange", "yellow", "green", "blue", "purple", "pink", "black"),
+            template="a large {column} {row} in the centre",
+        ),
+    ),
 }
 
 
 def bundled() -> dict[str, Path]:
-    """The folders of the models in the package, by name."""
-    folders = WEIGHTS.iterdir() if WEIGHTS.is_dir() else ()
-    return {folder.name: folder for folder in sorted(folders) if folder.is_dir()}
+    """The folders of the models in the package that can draw, by name."""
+    return {name: folder for name, folder in _weights().items() if any(folder.glob("denoiser.safetensors*"))}
 
 
 def model_folder(name_or_folder: str | Path) -> Path:
@@ -32,7 +76,7 @@ def model_folder(name_or_folder: str | Path) -> Path:
 
     Raises InputError, naming the nearest bundled model, if there is neither.
     """
-    models = bundled()
+    models = _weights()
     if str(name_or_folder) in models:
         return models[str(name_or_folder)]
     path = Path(name_or_folder)
@@ -43,3 +87,8 @@ def model_folder(name_or_folder: str | Path) -> Path:
     if path.name != str(name_or_folder):
         raise InputError(f"{path}: no such model folder")
     raise unknown("model", str(name_or_folder), models)
+
+
+def _weights() -> dict[str, Path]:
+    folders = WEIGHTS.iterdir() if WEIGHTS.is_dir() else ()
+    return {folder.name: folder for folder in sorted(folders) if folder.is_dir()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from darkroom.nn.perceptual import SqueezeDistance, tapped
@@ -38,10 +38,8 @@ def texture(network: SqueezeDistance, image: Tensor) -> Tensor:
     on it (Gatys et al. 2016). Images in −1..1.
     """
     taps = network.taps[:2]
-    maps = [
-        x.float().flatten(2)
-        for x in tapped(network.features[: taps[-1].index + 1], taps, network.caffe(image))
-    ]
+    first = nn.Sequential(*list(network.features)[: taps[-1].index + 1])
+    maps = [x.float().flatten(2) for x in tapped(first, taps, network.caffe(image))]
     return torch.cat([_upper(x @ x.mT / x.shape[2]).sqrt() for x in maps], dim=1)
 
 

@@ -188,8 +188,8 @@ class Run:
             layer = first_non_finite(self.task.networks, lambda: self.accumulate(bad_step))
         raise DarkroomError(
             f"training met a number that is not finite at step {bad_step + 1}, first in {layer}; no update "
-            "was made with it, and the last saved state is whole: lower the learning rate or look at the data, "
-            "then run the same command"
+            "was made with it, and the last saved state is whole: lower the learning rate or look at the "
+            "data, then run the same command"
         )
 
     def save(self, step: int, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
