@@ -91,13 +91,20 @@ def plot(points: Sequence[Point], path: Path) -> None:
     for panel, (title, value) in zip(panels, values, strict=True):
         for kind, mark in zip(KINDS, "os", strict=True):
             heights = [value(p)[kind] for p in points]
-            panel.scatter([p.numbers for p in points], heights, marker=mark, s=50, label=f"unseen {kind}s")
+            panel.scatter(
+                [p.numbers for p in points],
+                heights,
+                marker=mark,
+                s=50,
+                label={"emoji": "unseen emoji", "photo": "unseen photos"}[kind],
+            )
             for p, height in zip(points, heights, strict=True):
                 panel.annotate(p.label, (p.numbers, height), (5, 5), textcoords="offset points", fontsize=8)
         panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.set_xlabel(f"numbers in the latents of a {SIZE} px picture")
         panel.set_ylabel(title)
-        panel.margins(0.18)
+        panel.margins(x=0.25, y=0.15)
         panel.grid(alpha=0.3)
     panels[0].legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)
