@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.shapes_smoke import judge, run
+
 from darkroom.presets import bundled
 
 

@@ -121,29 +121,37 @@ def train(recipe: AutoencoderRecipe) -> Path:
 
     The same call resumes a run that was stopped. Raises InputError for a recipe or data that cannot be used.
     """
+    return finish(prepare(recipe))
+
+
+def prepare(recipe: AutoencoderRecipe) -> Run[AutoencoderTask]:
+    """Everything up to the first step: the folder, the pictures in memory, the networks on the device."""
     world = join_world()
     device = local_device(recipe.device, world)
     if world.is_main:
         claim_run_folder(recipe.out, recipe)
     pictures = load_pictures(recipe.data)
     pictures.to(device)
-    task = AutoencoderTask(recipe, pictures, device)
-    order = EpochOrder(pictures.weights, recipe.seed)
-    ema = Run(
-        task=task,
-        order=order,
+    return Run(
+        task=AutoencoderTask(recipe, pictures, device),
+        order=EpochOrder(pictures.weights, recipe.seed),
         out=recipe.out,
         train=recipe.train,
         optim=recipe.optim,
         seed=recipe.seed,
         device=device,
         world=world,
-    ).fit()
-    if world.is_main:
+    )
+
+
+def finish(run: Run[AutoencoderTask]) -> Path:
+    """Train, measure the latent space of the averaged weights, and write the file."""
+    ema, task = run.fit(), run.task
+    if run.world.is_main:
         with ema.applied():
-            task.model.latent_space = measure_latent_space(task.model, pictures, device)
-            save_autoencoder(recipe.out, task.model)
-    return recipe.out
+            task.model.latent_space = measure_latent_space(task.model, task.pictures, run.device)
+            save_autoencoder(run.out, task.model)
+    return run.out
 
 
 def build_autoencoder(config: AutoencoderKLConfig | AutoencoderVQConfig) -> AutoencoderKL | AutoencoderVQ:

@@ -13,6 +13,7 @@ from darkroom.checkpoint.model import (
     Defaults,
     DenoiserSpec,
     Model,
+    check_fit,
     load_autoencoder,
     save_model,
 )
@@ -141,17 +142,21 @@ def train(recipe: DenoiserRecipe) -> Path:
     The same call resumes a run that was stopped. Raises InputError for a recipe, data or autoencoder that
     cannot be used together.
     """
+    return finish(prepare(recipe))
+
+
+def prepare(recipe: DenoiserRecipe) -> Run[DenoiserTask]:
+    """Everything up to the first step: the run's folder, the latents, the networks on the device."""
     world = join_world()
     device = local_device(recipe.device, world)
+    autoencoder = load_autoencoder(recipe.autoencoder).to(device)
     if world.is_main:
         claim_run_folder(recipe.out, recipe)
     pictures = load_pictures(recipe.data)
-    autoencoder = load_autoencoder(recipe.autoencoder).to(device)
-    latents = cached_latents(autoencoder, pictures, recipe.out / "latents.safetensors")
     model = build_model(recipe, autoencoder, pictures)
-    task = DenoiserTask(recipe, model, latents, pictures.captions, device)
-    ema = Run(
-        task=task,
+    latents = cached_latents(autoencoder, pictures, recipe.out / "latents.safetensors")
+    return Run(
+        task=DenoiserTask(recipe, model, latents, pictures.captions, device),
         order=EpochOrder(pictures.weights, recipe.seed),
         out=recipe.out,
         train=recipe.train,
@@ -159,11 +164,16 @@ def train(recipe: DenoiserRecipe) -> Path:
         seed=recipe.seed,
         device=device,
         world=world,
-    ).fit()
-    if world.is_main:
+    )
+
+
+def finish(run: Run[DenoiserTask]) -> Path:
+    """Train, and write the averaged weights as a model folder."""
+    ema = run.fit()
+    if run.world.is_main:
         with ema.applied():
-            save_model(recipe.out, model)
-    return recipe.out
+            save_model(run.out, run.task.model)
+    return run.out
 
 
 def build_model(recipe: DenoiserRecipe, autoencoder: Autoencoder, pictures: Pictures) -> Model:
@@ -184,9 +194,11 @@ def build_model(recipe: DenoiserRecipe, autoencoder: Autoencoder, pictures: Pict
         defaults=recipe.defaults,
     )
     denoiser = Denoiser(network, objective.path, objective.prediction)
-    return Model(
+    model = Model(
         autoencoder=autoencoder, denoiser=denoiser, text_encoder=text_encoder, tokenizer=tokenizer, spec=spec
     )
+    check_fit(model, recipe.out)
+    return model
 
 
 def tokenizer_fitted(config: CLIPTextConfig, tokenizer: Tokenizer) -> CLIPTextConfig:

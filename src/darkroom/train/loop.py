@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -104,13 +104,14 @@ class Interrupted(DarkroomError):
     exit_code = 130
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training: what is trained, on which order of data, how, where to, by which of how many
-    processes.
-    """
+TaskT = TypeVar("TaskT", bound=Task)
 
-    task: Task
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[TaskT]):
+    """One training: what is trained, on which order of data, how, where to, and by which processes."""
+
+    task: TaskT
     order: EpochOrder
     out: Path
     train: TrainConfig
