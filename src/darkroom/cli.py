@@ -41,14 +41,15 @@ def demo(
     """
     _check_output(output, ".png", mkdir=mkdir)
     model_folder(model)
-    from darkroom.images import grid, save_png
+    from darkroom.images import grid, magnified, save_png
     from darkroom.pipeline import load
 
     pipe = load(model)
     shown = CARDS.get(model, CARDS[DEFAULT_MODEL]).demo
     with _bar("drawing") as on_step:
         result = pipe(shown.prompts, seed=seed, on_step=on_step)
-    sheet = grid(result.images, len(shown.columns), row_labels=shown.rows, column_labels=shown.columns)
+    images = [magnified(image, 96) for image in result.images]
+    sheet = grid(images, len(shown.columns), row_labels=shown.rows, column_labels=shown.columns)
     save_png(output, sheet)
     print(f"{output}: {len(shown.prompts)} pictures")
 

@@ -65,6 +65,12 @@ def error_picture(a: Image.Image, b: Image.Image, gain: float = 4.0) -> Image.Im
     return Image.fromarray((difference * gain).clip(0, 255).round().astype(np.uint8))
 
 
+def magnified(image: Image.Image, side: int) -> Image.Image:
+    """A picture small enough to need it, enlarged by a whole factor to at most `side` pixels a side."""
+    factor = max(1, side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
 def side_by_side(images: Sequence[Image.Image], labels: Sequence[str] = ()) -> Image.Image:
     """Pictures in one row, each under its label."""
     return grid(images, columns=len(images), labels=labels)
