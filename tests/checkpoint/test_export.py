@@ -17,7 +17,7 @@ from darkroom.diffusion.path import CosinePath, DiscretePath, EDMPath, FlowPath,
 from darkroom.diffusion.schedules import flow_sigmas
 from darkroom.errors import InputError
 from darkroom.nn.latent_space import LatentSpace
-from darkroom.presets import bundled
+from darkroom.presets import CARDS, bundled
 from darkroom.rng import image_noise
 
 diffusers = pytest.importorskip("diffusers")
@@ -72,13 +72,12 @@ def test_diffusers_draws_the_same_pictures(folder: Path, theirs) -> None:
 
 
 @pytest.mark.slow
-def test_diffusers_draws_the_bundled_models_pictures(tmp_path: Path) -> None:
-    if "darkroom-mini" not in bundled():
-        pytest.skip("the weights of darkroom-mini are not here")
-    export_diffusers(bundled()["darkroom-mini"], tmp_path / "mini")
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "mini")
-    prompts = ["red apple, 3d style", "rocket, flat style"]
-    assert largest_difference(darkroom.load("darkroom-mini", device="cpu"), theirs, prompts, seed=1) <= 2
+@pytest.mark.parametrize("name", bundled())
+def test_diffusers_draws_the_bundled_models_pictures(name: str, tmp_path: Path) -> None:
+    export_diffusers(bundled()[name], tmp_path / "exported")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported")
+    prompts = CARDS[name].demo.prompts[::5]
+    assert largest_difference(darkroom.load(name, device="cpu"), theirs, prompts, seed=1) <= 2
 
 
 def test_text_states_and_ids_are_the_same(folder: Path, theirs) -> None:
