@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from mini_data import Row, rows
+from mini_data import Row, by_hash, rows
 from mini_pictures import SIZE, load, reconstruct, squeezenet
 from torch import Tensor
 
@@ -114,7 +114,8 @@ def plot(points: Sequence[Point], path: Path) -> None:
 def unseen(table: Sequence[Row], limit: int | None) -> dict[str, list[Row]]:
     """The pictures to judge on, by kind."""
     emoji = [row for row in table if row.split == "concept" and not row.skin_tone]
-    return {"emoji": emoji[:limit], "photo": [row for row in table if row.split == "val"][:limit]}
+    photos = [row for row in table if row.split == "val"]
+    return {kind: by_hash(chosen, kind)[:limit] for kind, chosen in (("emoji", emoji), ("photo", photos))}
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mini_data import Row, gallery, pair_rows, rows, text_rows
+from mini_data import Row, by_hash, gallery, pair_rows, rows, text_rows
 from mini_draw import Drawn, draw, model_digest, prompt_rows
 from mini_pictures import Real, load, reconstruct, squeezenet, stack
 from mini_style import StyleClassifier
@@ -86,7 +86,7 @@ def recon(judge: Judge) -> dict:
     }
     result, shown = {}, []
     for name, chosen in groups.items():
-        chosen = chosen[: judge.options.limit]
+        chosen = by_hash(chosen, "reconstruction")[: judge.options.limit]
         images = load(judge.data, chosen)
         kept = reconstruct(autoencoder, images, judge.network)
         result[name] = {"pictures": len(chosen), "psnr": _mean(kept.psnr), "distance": _mean(kept.distance)}
@@ -252,10 +252,11 @@ def _pairs_line(quality: dict) -> list[str]:
 
 
 def _style_line(quality: dict) -> list[str]:
-    q = quality.get("style")
-    beside = q and f"text {q['text']:.1%}, pairs {q['pairs']:.1%}; real held-out emoji {q['real']['all']:.1%}"
-    beside = beside and f"{beside} ({q['real']['no skin tones']:.1%} without skin tones)"
-    return [f"| style | {q['both']:.1%} | ≥ {TARGETS['style']:.0%} | {beside} |"] if q else []
+    if not (q := quality.get("style")):
+        return []
+    real = ", ".join(f"{name} {value:.1%}" for name, value in q["real"].items())
+    beside = f"text {q['text']:.1%}, pairs {q['pairs']:.1%}; real held-out emoji: {real}"
+    return [f"| style | {q['both']:.1%} | ≥ {TARGETS['style']:.0%} | {beside} |"]
 
 
 def _photos_line(quality: dict) -> list[str]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from darkroom.checkpoint.model import save_autoencoder
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import as_image
-from darkroom.data.order import EpochOrder
 from darkroom.images import grid, save_png, to_pil
 from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig, CodeRevival, VQReconstruction
@@ -132,16 +131,8 @@ def prepare(recipe: AutoencoderRecipe) -> Run[AutoencoderTask]:
         claim_run_folder(recipe.out, recipe)
     pictures = load_pictures(recipe.data)
     pictures.to(device)
-    return Run(
-        task=AutoencoderTask(recipe, pictures, device),
-        order=EpochOrder(pictures.weights, recipe.seed),
-        out=recipe.out,
-        train=recipe.train,
-        optim=recipe.optim,
-        seed=recipe.seed,
-        device=device,
-        world=world,
-    )
+    task = AutoencoderTask(recipe, pictures, device)
+    return Run.of(recipe, task, pictures.weights, device, world)
 
 
 def finish(run: Run[AutoencoderTask]) -> Path:

@@ -19,7 +19,6 @@ from darkroom.checkpoint.model import (
 )
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import LatentSet, cached_latents
-from darkroom.data.order import EpochOrder
 from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.training_times import TimesConfig, sample_sigmas
@@ -155,16 +154,8 @@ def prepare(recipe: DenoiserRecipe) -> Run[DenoiserTask]:
     pictures = load_pictures(recipe.data)
     model = build_model(recipe, autoencoder, pictures)
     latents = cached_latents(autoencoder, pictures, recipe.out / "latents.safetensors")
-    return Run(
-        task=DenoiserTask(recipe, model, latents, pictures.captions, device),
-        order=EpochOrder(pictures.weights, recipe.seed),
-        out=recipe.out,
-        train=recipe.train,
-        optim=recipe.optim,
-        seed=recipe.seed,
-        device=device,
-        world=world,
-    )
+    task = DenoiserTask(recipe, model, latents, pictures.captions, device)
+    return Run.of(recipe, task, pictures.weights, device, world)
 
 
 def finish(run: Run[DenoiserTask]) -> Path:

@@ -6,7 +6,7 @@ data is one of (seed, step), so the state of a run is its weights, its optimizer
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,19 @@ class Task(Protocol):
         ...
 
 
+class Recipe(Protocol):
+    """What the loop reads of a recipe."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+
+
 class Interrupted(DarkroomError):
     """The run was stopped by a signal after saving its state."""
 
@@ -119,6 +132,22 @@ class Run(Generic[TaskT]):
     seed: int
     device: torch.device
     world: World
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, task: TaskT, weights: Sequence[float], device: torch.device, world: World
+    ) -> "Run[TaskT]":
+        """The run that a recipe describes, over pictures with these sampling weights."""
+        return cls(
+            task=task,
+            order=EpochOrder(weights, recipe.seed),
+            out=recipe.out,
+            train=recipe.train,
+            optim=recipe.optim,
+            seed=recipe.seed,
+            device=device,
+            world=world,
+        )
 
     def fit(self) -> EMA:
         """Train to `train.steps` and return the averaged weights; resumes from `out` if it holds a state.
