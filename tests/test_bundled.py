@@ -1,8 +1,8 @@
 """The models that come with the package: what users see first must hold for the real weights."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,12 @@ def pipe() -> darkroom.Pipeline:
 def pixels(result: darkroom.Result) -> np.ndarray:
     """All pictures of a call, as integers that can be subtracted."""
     return np.stack([np.asarray(image, dtype=np.int16) for image in result.images])
+
+
+def processor_seconds() -> float:
+    """What finished child processes have used: unlike the clock, the same on a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_picture_alone_is_the_one_among_four(pipe: darkroom.Pipeline) -> None:
@@ -52,9 +58,9 @@ def test_the_same_command_twice_gives_the_same_file(tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     for file in files:
         command = [sys.executable, "-m", "darkroom", "generate", prompt, "--seed", "1", "-o", str(file)]
-        started = time.process_time()
+        before = processor_seconds()
         subprocess.run(command, check=True)
-        assert time.process_time() - started < 5
+        assert processor_seconds() - before < 5
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
