@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 benchmarks/train_for.py denoiser recipes/mini-denoiser.toml --seconds 430
 
-For a machine that is lent for a time: the learning rate still decays to its end. The number of steps is kept
-in OUT/steps, so that the same command goes on with a run that was stopped. `--stop-after` stops and saves in
-time, counted from the start of the process.
+For a machine that is there for a limited time: the learning rate still decays to its end. The number of
+steps is kept in OUT/steps, so that the same command goes on with a run that was stopped. `--stop-after` stops
+and saves in time, counted from the start of the process.
 """
 
 import argparse
