@@ -19,7 +19,7 @@ from darkroom.train import autoencoder, denoiser
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PROMPTS = 64
-UNSEEN_SEED = 1  # the recipes train on the scenes of seed 0
+OTHER_SEED = 1  # the recipes train on the scenes of seed 0; captions recur, pictures do not
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def train(out: Path) -> tuple[Path, tuple[float, float]]:
 
 
 def judge(model: Path | str, sheet: Path) -> list[Verdict]:
-    """Draw prompts that were not trained on, one picture each, and check them."""
+    """Draw the captions of scenes from another seed, one picture each, and check them."""
     recipe = load_recipe(RECIPES / "shapes-denoiser.toml", denoiser.DenoiserRecipe)
     assert recipe.data.shapes is not None
-    source: ShapesSource = replace(recipe.data.shapes, count=PROMPTS, seed=UNSEEN_SEED)
+    source: ShapesSource = replace(recipe.data.shapes, count=PROMPTS, seed=OTHER_SEED)
     scenes = [source.scene(k) for k in range(PROMPTS)]
     images = darkroom.load(model)([scene.caption for scene in scenes], seed=0).images
     verdicts = [check(image, scene) for image, scene in zip(images, scenes, strict=True)]
