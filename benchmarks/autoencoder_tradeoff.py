@@ -1,7 +1,7 @@
-"""What latent size buys: trained autoencoders side by side, as a table in Markdown and a plot.
+r"""What latent size buys: trained autoencoders side by side, as a table in Markdown and a plot.
 
-    python benchmarks/autoencoder_tradeoff.py runs/f8c16 runs/f8c4 --data ../shared/data --out
-    docs/assets/mini
+    python benchmarks/autoencoder_tradeoff.py runs/f8c16 runs/f8c4 --data ../shared/data \
+        --out docs/assets/mini
 
 Each folder holds an `autoencoder.safetensors`. Judged on what none of them was trained on: set-aside emoji
 concepts without skin tones, and the validation photos, at 128 px; PSNR is the mean of each picture's dB on 8

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from darkroom.data.folder import in_split
+
 STYLES = {"noto": "flat style", "fluent3d": "3d style", "blob": "blob style"}
 HELD_CONCEPTS, HELD_PAIRS = 0.05, 0.05
 TEXT_PROMPTS, GALLERY = 300, 1000
@@ -38,12 +40,6 @@ class Row:
 def rows(data: Path) -> list[Row]:
     """Every picture of both data sets, in the order of their metadata; paths are relative to `data`."""
     return [*_emoji(data), *_photos(data)]
-
-
-def in_split(key: str, fraction: float, salt: str) -> bool:
-    """Whether a key falls into a held-back fraction, by SHA-256."""
-    digest = hashlib.sha256(f"{salt}\0{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
 
 
 def _emoji(data: Path) -> Iterator[Row]:

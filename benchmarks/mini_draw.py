@@ -1,11 +1,10 @@
-"""Draw the pictures that mini_quality.py judges: one a prompt, seed = index, the model's defaults, no
-retries.
+r"""Draw what mini_quality.py judges: one picture a prompt, seed = index, the model's defaults.
 
 They are kept as 8-bit PNGs, so that an accelerator can draw them and another machine judge them. Of the data
 only the two `metadata.jsonl` are read.
 
-    python benchmarks/mini_draw.py --model darkroom-mini --data ../shared/data --out runs/mini-drawn --device
-    cuda
+    python benchmarks/mini_draw.py --model darkroom-mini --data ../shared/data \
+        --out runs/mini-drawn --device cuda
 """
 
 import argparse

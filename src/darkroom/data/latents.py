@@ -13,13 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from darkroom.checkpoint.model import Autoencoder
 from darkroom.data.folder import Pictures
 from darkroom.errors import InputError
 from darkroom.files import atomic_write
-from darkroom.nn.autoencoder_kl import AutoencoderKL
-from darkroom.nn.autoencoder_vq import AutoencoderVQ
-
-Encodes = AutoencoderKL | AutoencoderVQ
 
 
 @dataclass
@@ -45,7 +42,9 @@ class LatentSet:
         return LatentSet(self.latents.to(device), mirrored, self.flips.to(device))
 
 
-def cached_latents(autoencoder: Encodes, pictures: Pictures, path: Path, batch_size: int = 64) -> LatentSet:
+def cached_latents(
+    autoencoder: Autoencoder, pictures: Pictures, path: Path, batch_size: int = 64
+) -> LatentSet:
     """The latents of `pictures` from the cache at `path`, which is made if it is not there.
 
     The cache names the weights and the pictures it was made of. Raises InputError if these are not the ones
@@ -89,7 +88,7 @@ def pictures_hash(pictures: Pictures) -> str:
 
 
 @torch.no_grad()
-def _encode_all(autoencoder: Encodes, pictures: Pictures, batch_size: int, *, mirror: bool) -> Tensor:
+def _encode_all(autoencoder: Autoencoder, pictures: Pictures, batch_size: int, *, mirror: bool) -> Tensor:
     device = next(autoencoder.parameters()).device
     pieces = []
     for start in tqdm(range(0, len(pictures), batch_size), desc="encoding", unit="batch", delay=1):

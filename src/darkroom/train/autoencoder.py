@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from darkroom.checkpoint.model import save_autoencoder
+from darkroom.checkpoint.model import Autoencoder, save_autoencoder
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import as_image
 from darkroom.images import grid, save_png, to_pil
@@ -145,14 +145,14 @@ def finish(run: Run[AutoencoderTask]) -> Path:
     return run.out
 
 
-def build_autoencoder(config: AutoencoderKLConfig | AutoencoderVQConfig) -> AutoencoderKL | AutoencoderVQ:
+def build_autoencoder(config: AutoencoderKLConfig | AutoencoderVQConfig) -> Autoencoder:
     """The network of a config, freshly initialised."""
     return AutoencoderVQ(config) if isinstance(config, AutoencoderVQConfig) else AutoencoderKL(config)
 
 
 @torch.no_grad()
 def measure_latent_space(
-    model: AutoencoderKL | AutoencoderVQ, pictures: Pictures, device: torch.device, batch_size: int = 64
+    model: Autoencoder, pictures: Pictures, device: torch.device, batch_size: int = 64
 ) -> LatentSpace:
     """Per-channel mean and standard deviation of the raw latents over all pictures, each once.
 

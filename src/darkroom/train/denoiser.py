@@ -168,9 +168,7 @@ def finish(run: Run[DenoiserTask]) -> Path:
 
 
 def build_model(recipe: DenoiserRecipe, autoencoder: Autoencoder, pictures: Pictures) -> Model:
-    """The model a recipe describes: given autoencoder, learned vocabulary, fresh networks from the seed's
-    stream.
-    """
+    """The model of a recipe: the given autoencoder, a learned vocabulary, networks fresh from the seed."""
     tokenizer = train_bpe(pictures.captions, recipe.text.vocab_size, recipe.text.context_length)
     text = tokenizer_fitted(recipe.text, tokenizer)
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,4 @@
-"""What a run writes for people: a line per interval in metrics.jsonl, a loss curve, TensorBoard if it is
-there.
-"""
+"""What a run writes for people: lines in metrics.jsonl, a loss curve, TensorBoard where it is installed."""
 
 import json
 import time

@@ -37,9 +37,7 @@ from darkroom.train.state import load_state, save_state
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and how a run trains; `batch_size` counts the pictures of one optimizer step over all
-    processes.
-    """
+    """How a run trains; `batch_size` counts the pictures of an optimizer step over all processes."""
 
     steps: int
     batch_size: int = 64
@@ -196,9 +194,7 @@ class Run(Generic[TaskT]):
         return ema
 
     def accumulate(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of one optimizer step over its micro-batches; the mean loss, and the last
-        logs.
-        """
+        """Add up the gradients of a step over its micro-batches; gives the mean loss and the last logs."""
         pieces = self.train.grad_accum_steps
         indices = self.order.batch(step, self.train.batch_size, rank=self.world.rank, world=self.world.size)
         total, logs = torch.zeros((), device=self.device), {}

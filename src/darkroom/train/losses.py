@@ -1,6 +1,4 @@
-"""The loss of stage 1: reconstruction, perception, regularisation, and an adversary (Esser 2021, Rombach
-2022).
-"""
+"""The loss of stage 1: reconstruction, perception, and an adversary (Esser 2021, Rombach 2022)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,7 @@ from darkroom.nn.perceptual import LPIPS, SqueezeDistance, load_perceptual
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig:
-    """A perceptual distance from local files: LPIPS (backbone and heads), or the unweighted SqueezeNet
-    form.
-    """
+    """A perceptual distance from local files: LPIPS (with heads), or SqueezeNet's, unweighted."""
 
     kind: Literal["lpips", "squeeze"] = "squeeze"
     weights: Path
@@ -46,9 +42,7 @@ class AdversarialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderLossConfig:
-    """Weights of stage 1; `kl_weight` is on the scale of the paper (1e-6 with everything summed over a
-    picture).
-    """
+    """Weights of stage 1; `kl_weight` is the paper's, for sums over a whole picture."""
 
     pixel: Literal["l1", "l2"] = "l1"
     perceptual: PerceptualConfig | None = None

@@ -9,8 +9,7 @@ from darkroom.train.ema import named_parameters
 
 
 def first_non_finite(networks: Mapping[str, nn.Module], compute: Callable[[], object]) -> str:
-    """Run `compute` (forward and backward) and name the first module, in order of execution, with a bad
-    output.
+    """Run `compute` (forward and backward) and name the first module, as executed, with a bad output.
 
     If every output is finite, names the first parameter whose gradient is not, and else the loss itself.
     """

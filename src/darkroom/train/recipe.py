@@ -1,6 +1,4 @@
-"""What both stages' recipes share: the data they name, where the run goes, and whether a run there may go
-on.
-"""
+"""What both stages' recipes share: their data, their folder, and whether a run there may go on."""
 
 import json
 from dataclasses import dataclass

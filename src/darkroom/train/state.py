@@ -21,9 +21,7 @@ KEPT = 2
 def save_state(
     folder: Path, step: int, networks: Mapping[str, nn.Module], ema: EMA, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write `folder/step-N` whole (temporary name, sync, rename), then point `latest` at it and drop old
-    ones.
-    """
+    """Write `folder/step-N` whole (draft, sync, rename), point `latest` at it and drop old ones."""
     target = folder / f"step-{step:08d}"
     draft = folder / f".{target.name}.partial"
     shutil.rmtree(draft, ignore_errors=True)
