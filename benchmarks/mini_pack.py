@@ -2,8 +2,9 @@
 
     python benchmarks/mini_pack.py --data ../shared/data --out runs/mini-data
 
-Emoji keep every pixel, but for the skin-tone variants (quality 93); photos have a shorter side of 192 px,
-room for the crops of the recipes (quality 90). They read it as they read what `mini_data.py` writes.
+Emoji keep every pixel, but for the skin-tone variants (quality 93); photos have a shorter side of
+`--photo-side` px: 192 leaves room for stage 1's crops, stage 2 needs 128 (quality 90). The recipes read it as
+they read what `mini_data.py` writes.
 """
 
 import argparse
@@ -16,8 +17,6 @@ from PIL import Image, ImageOps
 
 from darkroom.images import to_rgb
 
-PHOTO_SIDE = 192
-
 
 def options_of(row: Row) -> dict[str, int | bool]:
     """How a row's picture is compressed."""
@@ -26,12 +25,12 @@ def options_of(row: Row) -> dict[str, int | bool]:
     return {"quality": 93} if row.skin_tone else {"lossless": True}
 
 
-def pack(data: Path, row: Row, out: Path, number: int) -> dict[str, str]:
+def pack(data: Path, row: Row, out: Path, number: int, photo_side: int) -> dict[str, str]:
     """Write one picture; returns its line of metadata."""
     with Image.open(data / row.path) as file:
         image = to_rgb(ImageOps.exif_transpose(file))
     if row.kind == "photo":
-        scale = PHOTO_SIDE / min(image.size)
+        scale = photo_side / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
         image = image.resize(size, Image.Resampling.LANCZOS)
     name = f"{number:05d}.webp"
@@ -47,11 +46,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/mini-data"))
     parser.add_argument("--split", default="train")
+    parser.add_argument("--photo-side", type=int, default=192)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [row for row in rows(options.data) if row.split == options.split]
     with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(pack, options.data, row, options.out, k) for k, row in enumerate(chosen)]
+        jobs = [
+            pool.submit(pack, options.data, row, options.out, k, options.photo_side)
+            for k, row in enumerate(chosen)
+        ]
         lines = [json.dumps(job.result()) + "\n" for job in jobs]
     (options.out / "metadata.jsonl").write_text("".join(lines))
     total = sum(file.stat().st_size for file in options.out.iterdir())

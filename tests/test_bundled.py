@@ -10,7 +10,7 @@ import pytest
 
 import darkroom
 from darkroom.checkpoint.model import load_autoencoder
-from darkroom.presets import CARDS, DEFAULT_AUTOENCODER, DEFAULT_MODEL, bundled, model_folder
+from darkroom.presets import CARDS, DEFAULT_MODEL, bundled, model_folder
 
 FILE_LIMIT, MODEL_LIMIT = 16_000_000, 48_000_000
 
@@ -60,7 +60,7 @@ def test_the_same_command_twice_gives_the_same_file(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "darkroom", "generate", prompt, "--seed", "1", "-o", str(file)]
         before = processor_seconds()
         subprocess.run(command, check=True)
-        assert processor_seconds() - before < 5
+        assert processor_seconds() - before < 7.5  # five seconds of the clock on two cores
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -83,7 +83,7 @@ def test_the_autoencoder_keeps_unseen_pictures(shared: Path) -> None:
     from darkroom.data.latents import as_image
     from darkroom.evaluate.metrics import psnr, to_uint8
 
-    autoencoder = load_autoencoder(model_folder(DEFAULT_AUTOENCODER)).requires_grad_(False)
+    autoencoder = load_autoencoder(model_folder(DEFAULT_MODEL)).requires_grad_(False)
     for split, target in (("concept", 33.0), ("val", 25.0)):
         chosen = [row for row in rows(shared / "data") if row.split == split and not row.skin_tone][::10]
         examples = [Example(path=shared / "data" / row.path, caption="") for row in chosen]

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
-from darkroom.presets import CARDS, DEFAULT_AUTOENCODER, DEFAULT_MODEL, bundled, model_folder
+from darkroom.presets import CARDS, DEFAULT_MODEL, bundled, model_folder
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Progress
@@ -140,7 +140,7 @@ def encode(
     images: Positional[tuple[Path, ...]],
     *,
     output: Output = Path("latents.safetensors"),
-    model: str = DEFAULT_AUTOENCODER,
+    model: str = DEFAULT_MODEL,
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:
@@ -166,7 +166,7 @@ def reconstruct(
     images: Positional[tuple[Path, ...]],
     *,
     output: Output = Path("reconstruction.png"),
-    model: str = DEFAULT_AUTOENCODER,
+    model: str = DEFAULT_MODEL,
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:

@@ -8,8 +8,8 @@ from darkroom.errors import InputError, unknown
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-# The model that draws, and the autoencoder that encodes, where a command names none.
-DEFAULT_MODEL, DEFAULT_AUTOENCODER = "darkroom-shapes", "darkroom-mini"
+# The model where a command names none.
+DEFAULT_MODEL = "darkroom-mini"
 
 
 @dataclass(frozen=True, kw_only=True)
