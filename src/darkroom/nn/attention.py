@@ -6,13 +6,21 @@ from torch import Tensor
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """Attend from q (B, L, H·D) to k, v (B, M, H·D), heads side by side in the last axis: (B, L, H·D).
 
-    `mask` is boolean, True where attention is allowed, and broadcasts to (B, H, L, M); with `causal`
-    a position sees itself and those before it, and there is no other mask.
+    `mask` broadcasts to (B, H, L, M): boolean, True where attention is allowed, or numbers added to the
+    scores. With `causal` a position sees itself and those before it, and there is no other mask. `scale`
+    multiplies the products of q and k (1/√D when None).
     """
     q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=num_heads) for t in (q, k, v))
-    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return rearrange(h, "b h l d -> b l (h d)")
