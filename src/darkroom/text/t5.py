@@ -143,16 +143,15 @@ class T5Encoder(nn.Module):
 
         `mask` (B, L) is True at the tokens that may be seen; SD 3 and FLUX see all, padding too.
         """
-        bias = self.relative_bias(ids.shape[1])  # (1, H, L, L)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        bias = self.relative_bias(positions[None, :] - positions[:, None])  # (1, H, L, L)
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
         return self.encoder(self.shared(ids), bias)
 
-    def relative_bias(self, length: int) -> Tensor:
-        """What each head adds to the scores by how far key and query are apart, (1, H, L, L)."""
-        embedding = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-        positions = torch.arange(length, device=embedding.weight.device)
-        offset = positions[None, :] - positions[:, None]  # key minus query
+    def relative_bias(self, offset: Tensor) -> Tensor:
+        """What each head adds to the scores of keys at `offset` (L, L) from the queries: (1, H, L, L)."""
+        embedding = self.get_submodule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
         return embedding(bucket(offset, self.config)).permute(2, 0, 1)[None]
 
 
