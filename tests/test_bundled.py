@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import darkroom
 from darkroom.checkpoint.model import load_autoencoder
@@ -62,6 +63,16 @@ def test_the_same_command_twice_gives_the_same_file(tmp_path: Path) -> None:
         subprocess.run(command, check=True)
         assert processor_seconds() - before < 7.5  # five seconds of the clock on two cores
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_the_demo_draws_its_sheet_in_time(tmp_path: Path) -> None:
+    before = processor_seconds()
+    subprocess.run([sys.executable, "-m", "darkroom", "demo", "-o", str(tmp_path / "demo.png")], check=True)
+    assert processor_seconds() - before < 100  # a minute of the clock on two cores
+    with Image.open(tmp_path / "demo.png") as sheet:
+        assert sheet.width > 8 * 96 and sheet.height > 3 * 96
+    assert len(CARDS[DEFAULT_MODEL].demo.prompts) == 24
 
 
 def test_weights_stay_within_their_sizes() -> None:

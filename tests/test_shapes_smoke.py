@@ -9,9 +9,12 @@ from darkroom.presets import bundled
 
 
 @pytest.mark.slow
-def test_both_stages_learn_to_draw_what_the_prompt_says(tmp_path: Path) -> None:
+def test_both_stages_learn_to_draw_what_the_prompt_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     smoke = run(tmp_path)
-    print(f"stages: {smoke.seconds} s; colour {smoke.colour}, colour and shape {smoke.colour_and_shape}")
+    with capsys.disabled():
+        print(f"stages: {smoke.seconds} s; colour {smoke.colour}, colour and shape {smoke.colour_and_shape}")
     assert smoke.colour >= 0.8
     assert smoke.colour_and_shape >= 0.6
 

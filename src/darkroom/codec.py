@@ -1,12 +1,13 @@
 """Pictures through an autoencoder and back: what the commands `encode` and `reconstruct` do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from darkroom.checkpoint.io import save_tensors
 from darkroom.checkpoint.model import Autoencoder, load_model_autoencoder
@@ -38,7 +39,8 @@ def encode_files(
     """
     autoencoder = load_model_autoencoder(model_folder)
     latents = {
-        str(path): _encode(autoencoder, read_image(path, autoencoder.config.stride, size)) for path in images
+        str(path): _encode(autoencoder, read_image(path, autoencoder.config.stride, size))
+        for path in _shown(images)
     }
     metadata = {"format": "pt", "latent_space": to_json(autoencoder.latent_space), "model": model_folder.name}
     save_tensors(out, latents, metadata)
@@ -50,7 +52,8 @@ def reconstruct_files(
 ) -> list[Reconstruction]:
     """Encode and decode pictures; errors and `size` as in `encode_files`."""
     autoencoder = load_model_autoencoder(model_folder)
-    return [_reconstruct(autoencoder, read_image(path, autoencoder.config.stride, size)) for path in images]
+    stride = autoencoder.config.stride
+    return [_reconstruct(autoencoder, read_image(path, stride, size)) for path in _shown(images)]
 
 
 def read_image(path: Path, stride: int, size: int | None = None) -> Tensor:
@@ -75,6 +78,11 @@ def comparison(reconstructions: Sequence[Reconstruction]) -> Image.Image:
     return grid(
         [image for row in rows for image in row], len(COLUMNS), column_labels=COLUMNS, row_labels=labels
     )
+
+
+def _shown(images: Sequence[Path]) -> Iterable[Path]:
+    """The files, with a progress bar when they take over a second."""
+    return tqdm(images, unit="picture", delay=1)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def start(stage: str, out: Path, first: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SCRIPT, stage, str(out), str(first)], env=environment)
 
 
-def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> None:
+def kill_in_the_middle(process: subprocess.Popen[bytes], stage: str, out: Path) -> None:
     """Send SIGKILL once the run has saved a state but not finished."""
     deadline = time.monotonic() + 120
     while not (out / "checkpoints" / "latest").exists():
@@ -47,7 +47,7 @@ def kill_in_the_middle(process: subprocess.Popen[bytes], out: Path) -> None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (out / "denoiser.safetensors").exists()
+    assert not (out / f"{stage}.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_kill_and_resume_gives_the_same_weights(stage: str, tmp_path: Path) -> N
     autoencoder.train(autoencoder_recipe(first))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(stage, whole, first).wait() == 0
-    kill_in_the_middle(start(stage, broken, first), broken)
+    kill_in_the_middle(start(stage, broken, first), stage, broken)
     assert start(stage, broken, first).wait() == 0
     files = sorted(p.relative_to(whole) for p in whole.rglob("*.safetensors") if "checkpoints" not in p.parts)
     assert files

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -52,14 +52,17 @@ def cached_latents(
     """
     identity = {"autoencoder": weights_hash(autoencoder), "pictures": pictures_hash(pictures)}
     if path.exists():
-        with safe_open(path, "pt") as file:
-            found = file.metadata()
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.metadata() or {}
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); delete it to encode anew") from error
         for name, value in identity.items():
             if found.get(name) != value:
                 raise InputError(
                     f"{path}: made from another {name} than this run's; delete it to encode anew"
                 )
-        tensors = load_file(path)
     else:
         tensors = {"latents": _encode_all(autoencoder, pictures, batch_size, mirror=False)}
         if pictures.flips.any():

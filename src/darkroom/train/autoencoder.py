@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from darkroom.checkpoint.model import Autoencoder, save_autoencoder
 from darkroom.data.folder import Pictures
@@ -19,7 +20,7 @@ from darkroom.train.distributed import join_world, local_device
 from darkroom.train.loop import Run, Streams, TrainConfig
 from darkroom.train.losses import Adversary, AutoencoderLossConfig, ReconstructionLoss
 from darkroom.train.optim import OptimConfig, ParameterGroup
-from darkroom.train.recipe import DataConfig, claim_run_folder, load_pictures
+from darkroom.train.recipe import DataConfig, check_run_folder, check_size, claim_run_folder, load_pictures
 
 SHOWN = 8
 
@@ -127,11 +128,13 @@ def prepare(recipe: AutoencoderRecipe) -> Run[AutoencoderTask]:
     """Everything up to the first step: the folder, the pictures in memory, the networks on the device."""
     world = join_world()
     device = local_device(recipe.device, world)
-    if world.is_main:
-        claim_run_folder(recipe.out, recipe)
+    check_run_folder(recipe.out, recipe)
+    check_size(recipe.data, recipe.autoencoder.stride)
     pictures = load_pictures(recipe.data)
     pictures.to(device)
     task = AutoencoderTask(recipe, pictures, device)
+    if world.is_main:
+        claim_run_folder(recipe.out, recipe)
     return Run.of(recipe, task, pictures.weights, device, world)
 
 
@@ -163,7 +166,7 @@ def measure_latent_space(
     model.latent_space = raw
     total = torch.zeros(2, config.latent_channels, dtype=torch.float64)
     count = 0
-    for start in range(0, len(pictures), batch_size):
+    for start in tqdm(range(0, len(pictures), batch_size), desc="measuring latents", unit="batch", delay=1):
         indices = list(range(start, min(start + batch_size, len(pictures))))
         latents = model.encode(as_image(pictures.batch(indices).to(device))).double().cpu()
         total += torch.stack([latents.sum((0, 2, 3)), latents.square().sum((0, 2, 3))])

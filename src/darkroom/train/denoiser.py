@@ -33,7 +33,7 @@ from darkroom.train.distributed import join_world, local_device
 from darkroom.train.loop import Run, Streams, TrainConfig
 from darkroom.train.losses import mean_squared_error
 from darkroom.train.optim import OptimConfig, ParameterGroup
-from darkroom.train.recipe import DataConfig, claim_run_folder, load_pictures
+from darkroom.train.recipe import DataConfig, check_run_folder, check_size, claim_run_folder, load_pictures
 
 SHOWN_PROMPTS = 8
 
@@ -149,10 +149,13 @@ def prepare(recipe: DenoiserRecipe) -> Run[DenoiserTask]:
     world = join_world()
     device = local_device(recipe.device, world)
     autoencoder = load_autoencoder(recipe.autoencoder).to(device)
-    if world.is_main:
-        claim_run_folder(recipe.out, recipe)
+    check_run_folder(recipe.out, recipe)
+    check_size(recipe.data, autoencoder.config.stride)
     pictures = load_pictures(recipe.data)
     model = build_model(recipe, autoencoder, pictures)
+    Pipeline(model).request("")  # defaults that cannot be drawn with are found now, not at the first sample
+    if world.is_main:
+        claim_run_folder(recipe.out, recipe)
     latents = cached_latents(autoencoder, pictures, recipe.out / "latents.safetensors")
     task = DenoiserTask(recipe, model, latents, pictures.captions, device)
     return Run.of(recipe, task, pictures.weights, device, world)

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from darkroom.errors import DarkroomError
 from darkroom.files import atomic_write
 
 
@@ -19,22 +20,27 @@ class RunLog:
         if not enabled:
             return
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            self.rows = [row for row in map(json.loads, lines) if row["step"] <= resumed_step]
+            self.rows = [row for row in whole_rows(self.path) if row["step"] <= resumed_step]
         with atomic_write(self.path) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.board = _tensorboard(folder)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log `values` for `step`, with the steps a second since the last line."""
+        """Log `values` for `step`, with the steps a second since the last line.
+
+        Raises DarkroomError naming the file when the file system refuses (disk full, no permission).
+        """
         if not self.enabled:
             return
         now = time.perf_counter()
         row = {"step": step, **values, "steps_per_second": (step - self.step) / (now - self.started)}
         self.started, self.step = now, step
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise DarkroomError(f"{self.path}: could not be written: {error.strerror}") from error
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -43,6 +49,17 @@ class RunLog:
         """Redraw `loss.png` from all rows so far, when matplotlib is installed."""
         if self.enabled and len(self.rows) > 1:
             draw_losses(self.rows, self.folder / "loss.png")
+
+
+def whole_rows(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file up to the first that a crash or a full disk left unfinished."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 def draw_losses(rows: list[dict[str, float]], path: Path) -> None:

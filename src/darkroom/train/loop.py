@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from darkroom.data.order import EpochOrder
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, InputError
 from darkroom.rng import torch_generator
 from darkroom.train.distributed import World, agree, average_gradients
 from darkroom.train.ema import EMA
@@ -48,6 +48,17 @@ class TrainConfig:
     log_every: int = 50
     sample_every: int = 1000
     save_every: int = 1000
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "grad_accum_steps", "log_every", "sample_every", "save_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise InputError(f"field 'train.{name}': {getattr(self, name)} must be at least 1")
+        if self.batch_size % self.grad_accum_steps:
+            sizes = f"{self.batch_size} does not divide by grad_accum_steps = {self.grad_accum_steps}"
+            raise InputError(f"field 'train.batch_size': {sizes}")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"field 'train.ema_decay': {self.ema_decay} must be from 0 to below 1")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from darkroom.config import to_json
 from darkroom.data.folder import Pictures, PictureSet, Source, list_examples
 from darkroom.data.shapes import ShapesSource
 from darkroom.errors import InputError
-from darkroom.files import atomic_write
+from darkroom.files import atomic_write, require_parent
+
+RECIPE = "recipe.json"
 
 # A run may go on with these changed: they set how long it runs and what it shows, not what it computes.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.sample_every", "train.save_every", "device")
@@ -37,24 +39,38 @@ def load_pictures(config: DataConfig) -> Pictures:
     return PictureSet(list_examples(config.sources), config.size)
 
 
-def claim_run_folder(out: Path, recipe: object) -> None:
-    """Make the run's folder and keep the resolved recipe in it.
+def check_size(config: DataConfig, stride: int) -> None:
+    """Raise InputError if pictures of the recipe's size cannot be encoded whole."""
+    if config.size < stride or config.size % stride:
+        raise InputError(f"field 'data.size': {config.size} does not divide by the stride {stride}")
 
-    Raises InputError, naming the fields, if a run of another recipe is there already.
-    """
-    path = out / "recipe.json"
-    new = json.loads(to_json(recipe))
-    if path.exists():
+
+def check_run_folder(out: Path, recipe: object) -> None:
+    """Raise InputError, naming the fields, if a run of another recipe is in `out` already."""
+    path = out / RECIPE
+    if not path.exists():
+        return
+    try:
         old = json.loads(path.read_text())
-        changed = [name for name in _differences(old, new) if not name.startswith(MAY_CHANGE)]
-        if changed:
-            raise InputError(
-                f"{out} holds a run of another recipe (different: {', '.join(changed)}): give the old values "
-                "to go on with it, or another 'out' to start anew"
-            )
-    out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it to go on with the run") from error
+    changed = [n for n in _differences(old, json.loads(to_json(recipe))) if not n.startswith(MAY_CHANGE)]
+    if changed:
+        raise InputError(
+            f"{out} holds a run of another recipe (different: {', '.join(changed)}): give the old values "
+            "to go on with it, or another 'out' to start anew"
+        )
+
+
+def claim_run_folder(out: Path, recipe: object) -> None:
+    """Make the run's folder and keep the resolved recipe in it, once everything else has been found good.
+
+    Raises InputError naming the folder if it cannot be made.
+    """
+    path = out / RECIPE
+    require_parent(path, mkdir=True)
     with atomic_write(path) as draft:
-        draft.write_text(json.dumps(new, indent=1))
+        draft.write_text(json.dumps(json.loads(to_json(recipe)), indent=1))
 
 
 def _differences(old: object, new: object, prefix: str = "") -> list[str]:
