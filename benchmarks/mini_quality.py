@@ -184,7 +184,7 @@ def photos(judge: Judge) -> dict:
     drawn, real = hits(judge.features["photos"], asked), hits(judge.real[val], val)
     images = judge.drawn.images["photos"][::2]
     labels = [
-        row.concept.replace("-", " ") + (" ✓" if hit else " ✗")
+        row.concept.replace("-", " ") + (": right" if hit else ": wrong")
         for row, hit in zip(asked[::2], drawn[::2], strict=True)
     ]
     judge.sheet("photos", images, labels, columns=9)
