@@ -54,16 +54,6 @@ def test_every_target_trains(
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows)
 
 
-def test_accumulation_equals_one_large_batch(first_stage: Path, tmp_path: Path) -> None:
-    """With the noise fixed by picture the gradients would be equal; here only the number of pictures must
-    be.
-    """
-    out = denoiser.train(
-        denoiser_recipe(tmp_path, first_stage, train=short(2, batch_size=8, grad_accum_steps=2))
-    )
-    assert (out / "denoiser.safetensors").exists()
-
-
 def test_the_network_learns_to_overfit_one_batch(first_stage: Path, tmp_path: Path) -> None:
     recipe = denoiser_recipe(
         tmp_path, first_stage, train=short(60, batch_size=8, log_every=60, save_every=60)
