@@ -22,3 +22,10 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def require_positive(kind: str, config: object, names: Iterable[str]) -> None:
+    """Raise InputError naming the first of a network's counts that is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{kind}: `{name}` = {getattr(config, name)} must be at least 1")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.closeness import assert_parity
 from torch import Tensor
 
 from darkroom.checkpoint.tables import CLIP_TEXT_TO_HUB
@@ -32,11 +33,6 @@ CONFIGS = {
         vocab_size=90, context_length=12, width=24, layers=1, heads=4, eos_token_id=40, projection_dim=24
     ),
 }
-
-
-def assert_parity(value: Tensor, reference: Tensor) -> None:
-    assert reference.norm() > 0.1
-    assert ((value - reference).double().norm() / reference.double().norm()).item() <= 1e-5
 
 
 def config_from_transformers(fields: dict[str, Any], *, projected: bool) -> CLIPTextConfig:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.closeness import assert_parity
 from torch import Tensor
 
 from darkroom.checkpoint.tables import Rename, Split, Table, dit_to_diffusers
@@ -35,11 +36,6 @@ TEXT = DiTConfig(
     num_classes=None,
     context_dim=20,
 )
-
-
-def assert_parity(value: Tensor, reference: Tensor) -> None:
-    assert reference.norm() > 0.1
-    assert ((value - reference).double().norm() / reference.double().norm()).item() <= 1e-5
 
 
 def test_reference_case(shared: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.closeness import assert_parity
 from torch import Tensor
 
 from darkroom.text.t5 import T5Config, T5Encoder
@@ -18,11 +19,6 @@ CONFIGS = {
     "wider heads, one layer": replace(TINY, layers=1, heads=5, head_width=16),
     "few buckets, short reach": replace(TINY, layers=4, heads=2, head_width=12, buckets=8, max_distance=20),
 }
-
-
-def assert_parity(value: Tensor, reference: Tensor) -> None:
-    assert reference.norm() > 0.1
-    assert ((value - reference).double().norm() / reference.double().norm()).item() <= 1e-5
 
 
 def ours(config: T5Config, weights: dict[str, Tensor]) -> T5Encoder:

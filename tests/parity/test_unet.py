@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.closeness import assert_parity
 from torch import Tensor
 
 from darkroom.checkpoint.diffusers_configs import unet_config_from_diffusers, unet_config_to_diffusers
@@ -70,11 +71,6 @@ CONFIGS = {
 }
 SIZES = [(17, 13), (8, 12), (16, 9), (11, 8), (5, 3)]
 CASES = ["unet_sd15", "unet_sd2", "unet_sdxl", "unet_refiner"]
-
-
-def assert_parity(value: Tensor, reference: Tensor) -> None:
-    assert reference.norm() > 0.1
-    assert ((value - reference).double().norm() / reference.double().norm()).item() <= 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)

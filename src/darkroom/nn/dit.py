@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, require_positive
 from darkroom.nn.attention import attention
 from darkroom.nn.extra import Extra
 from darkroom.nn.layers import timestep_embedding
@@ -51,9 +51,9 @@ class DiTConfig:
     frequency_shift: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "patch_size", "width", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"dit: `{name}` = {getattr(self, name)} must be at least 1")
+        require_positive(
+            "dit", self, ("in_channels", "out_channels", "patch_size", "width", "depth", "num_heads")
+        )
         if self.sample_size < 1 or self.sample_size % self.patch_size:
             raise InputError(
                 f"dit: `sample_size` = {self.sample_size} must divide by `patch_size` = {self.patch_size}"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, require_positive
 from darkroom.nn.attention import attention
 
 EPS = 1e-5
@@ -36,9 +36,7 @@ class CLIPTextConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "width", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"clip_text: `{name}` = {getattr(self, name)} must be at least 1")
+        require_positive("clip_text", self, ("vocab_size", "context_length", "width", "layers", "heads"))
         if self.width % self.heads:
             raise InputError(f"clip_text: `width` = {self.width} must divide by `heads` = {self.heads}")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, require_positive
 from darkroom.nn.attention import attention
 
 EPS = 1e-6
@@ -34,9 +34,7 @@ class T5Config:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "head_width", "intermediate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"t5: `{name}` = {getattr(self, name)} must be at least 1")
+        require_positive("t5", self, ("vocab_size", "width", "layers", "heads", "head_width", "intermediate"))
         if self.buckets < 4 or self.buckets % 4:
             raise InputError(f"t5: `buckets` = {self.buckets} must be a multiple of 4")
         if self.max_distance <= self.buckets // 4:
