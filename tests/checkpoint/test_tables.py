@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.tables import CLIP_TEXT_TO_HUB, Concat, Copy, Drop, Rename, Split, Swap, Table
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, Concat, Copy, Drop, Rename, Split, Swap, Table
 from darkroom.errors import InputError
 
 TABLE = Table(

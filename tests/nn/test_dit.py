@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkroom.checkpoint.tables import dit_to_diffusers
+from darkroom.checkpoint.layouts import dit_to_diffusers
 from darkroom.errors import InputError
-from darkroom.nn.dit import DiT, DiTConfig, rotate, rotations, sincos_positions
+from darkroom.nn.dit import DiT, DiTConfig, rotate, rotations, square_positions
+from darkroom.nn.dit_layers import sincos_positions
 from darkroom.nn.extra import Extra
 
 TINY = DiTConfig(
@@ -236,7 +237,7 @@ def test_real_checkpoints_fit(size: int, name: str, shared: Path) -> None:
 
 
 def test_fixed_positions_are_sines_of_column_then_row() -> None:
-    positions = sincos_positions(TINY, 4, 4)
+    positions = square_positions(TINY)
     assert positions.shape == (1, 16, 32) and positions.dtype == torch.float32
     patch = positions[0, 1 * 4 + 3]  # row 1, column 3
     for i in range(8):
@@ -251,8 +252,8 @@ def test_fixed_positions_are_sines_of_column_then_row() -> None:
 
 
 def test_positions_of_another_size_span_the_same_range() -> None:
-    double = sincos_positions(TINY, 8, 4).reshape(8, 4, 32)
-    torch.testing.assert_close(double[::2].reshape(1, 16, 32), sincos_positions(TINY, 4, 4))
+    double = sincos_positions(TINY.width, TINY.grid_size, 8, 4).reshape(8, 4, 32)
+    torch.testing.assert_close(double[::2].reshape(1, 16, 32), square_positions(TINY))
 
 
 def test_rope_sees_only_differences_of_positions() -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tests.closeness import assert_parity
 from torch import Tensor
 
-from darkroom.checkpoint.tables import CLIP_TEXT_TO_HUB
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 
 CONFIGS = {

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from tests.closeness import assert_parity
 from torch import Tensor
 
-from darkroom.checkpoint.tables import Rename, Split, Table, dit_to_diffusers
+from darkroom.checkpoint.layouts import dit_to_diffusers
+from darkroom.checkpoint.tables import Rename, Split, Table
 from darkroom.errors import InputError
 from darkroom.nn.dit import DiT, DiTConfig
 from darkroom.nn.extra import Extra

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from darkroom.checkpoint.tables import CLIP_TEXT_TO_HUB
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB
 from darkroom.errors import InputError
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from darkroom.errors import InputError
-from darkroom.nn.dit import DiTConfig, sincos_positions
 
 Tensors = dict[str, Tensor]
 
@@ -81,34 +80,63 @@ class Swap:
 
 
 @dataclass(frozen=True)
+class Transpose:
+    """The same matrix under another name with rows and columns exchanged."""
+
+    source: str
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for name, parts in _matches(self.source, tensors):
+            result[_fill(self.target, parts)] = tensors.pop(name).T.contiguous()
+        return result
+
+    def inverse(self) -> "Transpose":
+        """Exchanging twice changes nothing."""
+        return Transpose(self.target, self.source)
+
+
+@dataclass(frozen=True)
 class Split:
-    """One tensor as several of equal size, cut along the first axis: q, k and v out of one matrix."""
+    """One tensor as several, cut along the first axis: q, k and v out of one matrix.
+
+    `sizes` are the rows of each; None cuts equal parts.
+    """
 
     source: str
     targets: tuple[str, ...]
+    sizes: tuple[int, ...] | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         result = {}
         for name, parts in _matches(self.source, tensors):
             whole = tensors.pop(name)
-            rows, count = whole.shape[0], len(self.targets)
-            if rows % count:
-                raise InputError(f"{name} has {rows} rows: they do not split into {count} equal parts")
-            pieces = whole.chunk(count)
+            pieces = whole.split(self._sizes(name, whole.shape[0]))
             result |= {_fill(t, parts): p.clone() for t, p in zip(self.targets, pieces, strict=True)}
         return result
 
     def inverse(self) -> "Concat":
         """The pieces joined again."""
-        return Concat(self.targets, self.source)
+        return Concat(self.targets, self.source, self.sizes)
+
+    def _sizes(self, name: str, rows: int) -> list[int]:
+        count = len(self.targets)
+        if self.sizes is None and rows % count:
+            raise InputError(f"{name} has {rows} rows: they do not split into {count} equal parts")
+        sizes = list(self.sizes or [rows // count] * count)
+        if sum(sizes) != rows:
+            raise InputError(f"{name} has {rows} rows, not {sum(sizes)} = {' + '.join(map(str, sizes))}")
+        return sizes
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Several tensors as one, joined along the first axis."""
+    """Several tensors as one, joined along the first axis; `sizes` as in `Split`."""
 
     sources: tuple[str, ...]
     target: str
+    sizes: tuple[int, ...] | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         result = {}
@@ -119,7 +147,7 @@ class Concat:
 
     def inverse(self) -> Split:
         """The whole cut again."""
-        return Split(self.target, self.sources)
+        return Split(self.target, self.sources, self.sizes)
 
 
 @dataclass(frozen=True)
@@ -193,50 +221,6 @@ class Make:
     def inverse(self) -> Drop:
         """The tensor left out."""
         return Drop(self.name, self.make)
-
-
-# Ours to the files of transformers, whose version 5 holds its modules without the prefix: the inverse leaves
-# such names as they are. Files of before version 4.31 also hold the numbers 0 to 76, which are dropped.
-CLIP_TEXT_TO_HUB = Table(
-    (
-        Make("text_model.embeddings.position_ids"),
-        Rename("text_projection.*", "text_projection.*"),
-        Rename("**", "text_model.**"),
-    )
-)
-
-
-def dit_to_diffusers(config: DiTConfig) -> Table:
-    """The original DiT, which is ours, to diffusers' `DiTTransformer2DModel`.
-
-    diffusers repeats the embedders of timestep and class in every block, splits q, k and v, and computes the
-    fixed positions instead of storing them.
-    """
-    embedders = {
-        "t_embedder.mlp.0.*": "timestep_embedder.linear_1.*",
-        "t_embedder.mlp.2.*": "timestep_embedder.linear_2.*",
-        "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
-    }
-    renames = {
-        "x_embedder.proj.*": "pos_embed.proj.*",
-        "blocks.*.attn.proj.*": "transformer_blocks.*.attn1.to_out.0.*",
-        "blocks.*.mlp.fc1.*": "transformer_blocks.*.ff.net.0.proj.*",
-        "blocks.*.mlp.fc2.*": "transformer_blocks.*.ff.net.2.*",
-        "blocks.*.adaLN_modulation.1.*": "transformer_blocks.*.norm1.linear.*",
-        "final_layer.adaLN_modulation.1.*": "proj_out_1.*",
-        "final_layer.linear.*": "proj_out_2.*",
-    }
-    blocks = [f"transformer_blocks.{index}.norm1.emb." for index in range(config.depth)]
-    qkv = tuple(f"transformer_blocks.*.attn1.to_{letter}.*" for letter in "qkv")
-    grid = config.grid_size
-    return Table(
-        (
-            Drop("pos_embed", lambda: sincos_positions(config, grid, grid)),
-            *(Copy(ours, tuple(block + theirs for block in blocks)) for ours, theirs in embedders.items()),
-            Split("blocks.*.attn.qkv.*", qkv),
-            *(Rename(ours, theirs) for ours, theirs in renames.items()),
-        )
-    )
 
 
 @lru_cache(maxsize=4096)

@@ -5,18 +5,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from darkroom.errors import InputError, require_positive
 from darkroom.nn.attention import attention
-from darkroom.nn.extra import Extra
+from darkroom.nn.dit_layers import (
+    FREQUENCIES,
+    MAX_PERIOD,
+    MLP,
+    FinalLayer,
+    HeadNorm,
+    PatchEmbedder,
+    VectorEmbedder,
+    initialise,
+    modulate,
+    patch_grid,
+    plain_norm,
+    sincos_positions,
+)
+from darkroom.nn.extra import Extra, check_context
 from darkroom.nn.layers import timestep_embedding
 
-EPS = 1e-6
-FREQUENCIES = 256  # sines and cosines that a timestep is embedded as
-MAX_PERIOD = 10_000.0
+# What starts at zero, and what starts small.
+ZEROS = ("adaLN_modulation.1.weight", "cross_attn.proj.weight", "final_layer.linear.weight")
+EMBEDDERS = ("t_embedder", "pooled_embedder", "y_embedder")
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -93,28 +106,6 @@ class Conditioning:
     rotation: Rotation | None
 
 
-class PatchEmbedder(nn.Module):
-    """A picture (B, C, h, w) to one vector per patch, (B, N, D), row by row."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(config.in_channels, config.width, config.patch_size, stride=config.patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.proj(x), "b d h w -> b (h w) d")
-
-
-class VectorEmbedder(nn.Module):
-    """A vector through two linear layers."""
-
-    def __init__(self, in_dim: int, dim: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(in_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
-
-
 class LabelEmbedder(nn.Module):
     """A vector per class and one more for no class."""
 
@@ -124,18 +115,6 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         return self.embedding_table(labels)
-
-
-class HeadNorm(nn.Module):
-    """Divide queries or keys (B, L, H, d) by their root mean square over a head, times learned gains."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Gains in x's type: under autocast they stay float32, which would leave the fused kernel unused.
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), EPS)
 
 
 class SelfAttention(nn.Module):
@@ -176,19 +155,6 @@ class CrossAttention(nn.Module):
         return self.proj(attention(q, k, v, self.num_heads, mask))
 
 
-class MLP(nn.Module):
-    """Linear, GELU by tanh, linear."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        inner = int(config.width * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.width, inner)
-        self.fc2 = nn.Linear(inner, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class DiTBlock(nn.Module):
     """Attention and feed-forward, each shifted, scaled and gated by the conditioning (adaLN-zero).
 
@@ -197,12 +163,12 @@ class DiTBlock(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm1 = _plain_norm(config)
+        self.norm1 = plain_norm(config.width)
         self.attn = SelfAttention(config)
         if config.context_dim is not None:
             self.cross_attn = CrossAttention(config, config.context_dim)
-        self.norm2 = _plain_norm(config)
-        self.mlp = MLP(config)
+        self.norm2 = plain_norm(config.width)
+        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
@@ -213,20 +179,6 @@ class DiTBlock(nn.Module):
         if cond.context is not None:
             x = x + self.cross_attn(x, cond.context, cond.mask)
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
-
-
-class FinalLayer(nn.Module):
-    """The patches (B, N, D), shifted and scaled by the conditioning, to their pixels (B, N, p·p·C)."""
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.norm_final = _plain_norm(config)
-        self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
-
-    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(vector)[:, None].chunk(2, dim=-1)  # (B, 1, D) each
-        return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
 class DiT(nn.Module):
@@ -241,17 +193,17 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.x_embedder = PatchEmbedder(config)
+        self.x_embedder = PatchEmbedder(config.in_channels, config.width, config.patch_size)
         self.t_embedder = VectorEmbedder(FREQUENCIES, config.width)
         if config.num_classes is not None:
             self.y_embedder = LabelEmbedder(config.num_classes, config.width)
         if config.pooled_dim is not None:
             self.pooled_embedder = VectorEmbedder(config.pooled_dim, config.width)
         if config.positions == "sincos":
-            self.register_buffer("pos_embed", sincos_positions(config, config.grid_size, config.grid_size))
+            self.register_buffer("pos_embed", square_positions(config))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config)
-        initialise(self)
+        self.final_layer = FinalLayer(config.width, config.out_channels, config.patch_size)
+        initialise(self, zeros=ZEROS, embedders=EMBEDDERS)
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor | None, *, extra: Extra | None = None
@@ -263,7 +215,7 @@ class DiT(nn.Module):
         the sides don't divide, a condition that the network was built for is missing, or one is given that it
         was not built for.
         """
-        rows, columns = self.patches(x)
+        rows, columns = patch_grid(x, self.config.patch_size)
         cond = self.conditioning(x, timestep, context, extra or Extra())
         h = self.x_embedder(x)  # (B, N, D)
         if self.config.positions == "sincos":
@@ -272,14 +224,6 @@ class DiT(nn.Module):
             h = block(h, cond)  # (B, N, D)
         h = self.final_layer(h, cond.vector)  # (B, N, p·p·C)
         return self.unpatchified(h, rows)  # (B, out_channels, h, w)
-
-    def patches(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in latents (B, C, h, w); raises InputError if they don't divide."""
-        height, width = x.shape[2:]
-        patch = self.config.patch_size
-        if height % patch or width % patch:
-            raise InputError(f"latents of {width}x{height} do not divide into patches of {patch}x{patch}")
-        return height // patch, width // patch
 
     def unpatchified(self, h: Tensor, rows: int) -> Tensor:
         """The pixels of patches (B, N, p·p·C) in so many rows, as a picture (B, C, h, w)."""
@@ -290,14 +234,14 @@ class DiT(nn.Module):
         """The sines and cosines (1, N, D) that are added to the patches of a picture of this size."""
         if (rows, columns) == (self.config.grid_size,) * 2:
             return self.pos_embed
-        return sincos_positions(self.config, rows, columns)
+        return sincos_positions(self.config.width, self.config.grid_size, rows, columns)
 
     def conditioning(self, x: Tensor, timestep: Tensor, context: Tensor | None, extra: Extra) -> Conditioning:
         """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
         config, mask = self.config, extra.context_mask
-        _require("context", context, config.context_dim is not None)
-        _require("extra.pooled", extra.pooled, config.pooled_dim is not None)
-        _require("extra.class_labels", extra.class_labels, config.num_classes is not None)
+        wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
+        extra.check("DiT", {name for name, built_for in wanted.items() if built_for is not None})
+        check_context("DiT", context, mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         frequencies = shifted_embedding(timestep, config.frequency_shift).to(x.dtype)
         vector = self.t_embedder(frequencies)  # (B, D)
@@ -305,15 +249,17 @@ class DiT(nn.Module):
             vector = vector + self.y_embedder(extra.class_labels)
         if extra.pooled is not None:
             vector = vector + self.pooled_embedder(extra.pooled.to(x.dtype))
-        if mask is not None and context is None:
-            raise InputError("this DiT takes no context, so it takes no `extra.context_mask`")
-        rotation = rotations(config, *self.patches(x), x.device) if config.positions == "rope" else None
+        rotation = (
+            rotations(config, *patch_grid(x, config.patch_size), x.device)
+            if config.positions == "rope"
+            else None
+        )
         return Conditioning(vector, context, None if mask is None else mask[:, None, None, :], rotation)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift, where a scale of zero keeps x."""
-    return x * (1 + scale) + shift
+def square_positions(config: DiTConfig) -> Tensor:
+    """The fixed positions (1, N, D) of a picture of `sample_size`."""
+    return sincos_positions(config.width, config.grid_size, config.grid_size, config.grid_size)
 
 
 def shifted_embedding(timestep: Tensor, shift: int) -> Tensor:
@@ -321,23 +267,6 @@ def shifted_embedding(timestep: Tensor, shift: int) -> Tensor:
     half = FREQUENCIES // 2
     # The exponent i / (half - shift) is i / half under another period.
     return timestep_embedding(timestep, FREQUENCIES, MAX_PERIOD ** (half / (half - shift)))
-
-
-def sincos_positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
-    """Fixed positions (1, rows · columns, D): sines and cosines of the column, then those of the row.
-
-    Computed in float64 on the host. A grid of another size than `config.grid_size` spans the same range.
-    """
-    column, row = (_sines(count, config) for count in (columns, rows))
-    return torch.cat([column.repeat(rows, 1), row.repeat_interleave(columns, dim=0)], dim=1)[None]
-
-
-def _sines(count: int, config: DiTConfig) -> Tensor:
-    """Sines, then cosines, of `count` positions spread over the grid: (count, D / 2)."""
-    frequencies = config.width // 4
-    steps, exponents = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (count, frequencies))
-    angles = (steps * config.grid_size / count)[:, None] * MAX_PERIOD ** -(exponents / frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def rotations(config: DiTConfig, rows: int, columns: int, device: torch.device) -> Rotation:
@@ -361,42 +290,9 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
-@torch.no_grad()
-def initialise(dit: DiT) -> None:
-    """Draw the initial weights of the paper, in place: gates, texts and output at zero, Xavier elsewhere."""
-    for module in dit.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    nn.init.xavier_uniform_(dit.x_embedder.proj.weight.flatten(1))
-    embedders = ("t_embedder", "pooled_embedder", "y_embedder")
-    zeros = (
-        "adaLN_modulation.1.weight",
-        "cross_attn.proj.weight",
-        "final_layer.linear.weight",
-        "x_embedder.proj.bias",
-    )
-    for name, parameter in dit.named_parameters():
-        if name.startswith(embedders) and name.endswith("weight"):
-            nn.init.normal_(parameter, std=0.02)
-        if name.endswith(zeros):
-            nn.init.zeros_(parameter)
-
-
-def _plain_norm(config: DiTConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.width, elementwise_affine=False, eps=EPS)
-
-
 def _head_norms(config: DiTConfig) -> tuple[nn.Module, nn.Module]:
     """What queries and keys (B, L, H, d) go through before they meet."""
     if not config.qk_norm:
         return nn.Identity(), nn.Identity()
     dim = config.width // config.num_heads
     return HeadNorm(dim), HeadNorm(dim)
-
-
-def _require(name: str, value: Tensor | None, wanted: bool) -> None:
-    if wanted and value is None:
-        raise InputError(f"this DiT needs `{name}`, which was not given")
-    if value is not None and not wanted:
-        raise InputError(f"this DiT was not built for `{name}`: leave it out")

@@ -1,8 +1,11 @@
 """What a denoising network may be told beside the noisy latent, its timestep and the text states."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 
 from torch import Tensor
+
+from darkroom.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,9 +13,40 @@ class Extra:
     """Optional conditions; a network ignores none of them and refuses those it was not built for.
 
     Shapes: `pooled` (B, P) one vector per picture, such as SDXL's pooled text joined with its size
-    embedding; `class_labels` (B,) int64; `context_mask` (B, L) bool, True where the context is attended.
+    embedding; `class_labels` (B,) int64; `context_mask` (B, L) bool, True where the context is attended;
+    `guidance` (B,) the guidance scale that a distilled FLUX imitates; `reference` (B, C, h', w') latents of
+    a picture that FLUX Kontext edits.
     """
 
     pooled: Tensor | None = None
     class_labels: Tensor | None = None
     context_mask: Tensor | None = None
+    guidance: Tensor | None = None
+    reference: Tensor | None = None
+
+    def check(self, network: str, needed: Collection[str], optional: Collection[str] = ()) -> None:
+        """Raise InputError, naming the field, where one of `needed` is missing or another one is given.
+
+        `context_mask` goes with the context: `check_context` looks at it.
+        """
+        allowed = {*needed, *optional, "context_mask"}
+        for field in fields(self):
+            given = getattr(self, field.name) is not None
+            if field.name in needed and not given:
+                raise InputError(f"this {network} needs `extra.{field.name}`, which was not given")
+            if given and field.name not in allowed:
+                raise InputError(f"this {network} was not built for `extra.{field.name}`: leave it out")
+
+
+def check_context(network: str, context: Tensor | None, mask: Tensor | None, width: int | None) -> None:
+    """Raise InputError unless a network that reads texts of this width (None: none) is given one."""
+    if width is None and context is not None:
+        raise InputError(f"this {network} was not built for `context`: leave it out")
+    if width is None and mask is not None:
+        raise InputError(f"this {network} takes no context, so it takes no `extra.context_mask`")
+    if width is None:
+        return
+    if context is None:
+        raise InputError(f"this {network} needs `context`, which was not given")
+    if context.shape[-1] != width:
+        raise InputError(f"this {network} reads texts of width {width}, not {context.shape[-1]}")

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from darkroom.errors import InputError
-from darkroom.nn.extra import Extra
+from darkroom.nn.extra import Extra, check_context
 from darkroom.nn.layers import Downsample, MLPEmbedding, ResBlock, Upsample, timestep_embedding
 from darkroom.nn.transformer import SpatialTransformer
 
@@ -220,9 +220,9 @@ class UNet(nn.Module):
     def conditioning(self, x: Tensor, timestep: Tensor, context: Tensor | None, extra: Extra) -> Conditioning:
         """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
         config = self.config
-        _require("context", context, config.context_dim is not None)
-        _require("extra.pooled", extra.pooled, config.pooled_dim is not None)
-        _require("extra.class_labels", extra.class_labels, config.num_classes is not None)
+        wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
+        extra.check("U-Net", {name for name, built_for in wanted.items() if built_for is not None})
+        check_context("U-Net", context, extra.context_mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         time = self.time_embedding(
             timestep_embedding(timestep, config.channels[0]).to(x.dtype)
@@ -233,8 +233,6 @@ class UNet(nn.Module):
             time = time + self.add_embedding(extra.pooled.to(x.dtype))
         if extra.context_mask is None:
             return Conditioning(time, context, None)
-        if context is None:
-            raise InputError("this U-Net takes no context, so it takes no `extra.context_mask`")
         return Conditioning(time, context, extra.context_mask[:, None, None, :])
 
 
@@ -277,10 +275,3 @@ def _up_levels(config: UNetConfig) -> list[UpLevel]:
         levels.append(UpLevel(config, level, width, taken))
         width = config.channels[level]
     return levels
-
-
-def _require(name: str, value: Tensor | None, wanted: bool) -> None:
-    if wanted and value is None:
-        raise InputError(f"this U-Net needs `{name}`, which was not given")
-    if value is not None and not wanted:
-        raise InputError(f"this U-Net was not built for `{name}`: leave it out")

@@ -1,0 +1,113 @@
+"""Which network a set of tensors is for: configs read from names and shapes alone."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from darkroom.errors import InputError
+from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
+from darkroom.nn.flux import PATCH, FluxConfig
+from darkroom.nn.mmdit import HEAD_WIDTH, MMDiTConfig
+from darkroom.text.clip import CLIPTextConfig
+from darkroom.text.t5 import T5Config
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+FLUX_AXES = (16, 56, 56)
+
+
+def mmdit_config(shapes: Shapes) -> MMDiTConfig:
+    """The config of SD 3's network under its original names; widths of heads are 64 unless norms say more."""
+    width, in_channels, patch, _ = _shape(shapes, "x_embedder.proj.weight")
+    norm = shapes.get("joint_blocks.0.x_block.attn.ln_q.weight")
+    head_width = norm[0] if norm else HEAD_WIDTH
+    return MMDiTConfig(
+        in_channels=in_channels,
+        out_channels=_shape(shapes, "final_layer.linear.weight")[0] // patch**2,
+        patch_size=patch,
+        depth=count_blocks(shapes, "joint_blocks"),
+        num_heads=width // head_width,
+        head_width=head_width,
+        context_dim=_shape(shapes, "context_embedder.weight")[1],
+        pooled_dim=_shape(shapes, "y_embedder.mlp.0.weight")[1],
+        positions=math.isqrt(_shape(shapes, "pos_embed")[1]),
+        qk_norm=norm is not None,
+        dual_layers=sum(name.endswith("attn2.qkv.weight") for name in shapes),
+    )
+
+
+def flux_config(shapes: Shapes) -> FluxConfig:
+    """The config of FLUX.1's network under its original names, whose heads are 128 wide."""
+    width, tokens = _shape(shapes, "img_in.weight")
+    head_width = _shape(shapes, "double_blocks.0.img_attn.norm.query_norm.scale")[0]
+    if head_width != sum(FLUX_AXES):
+        raise InputError(f"FLUX's heads are {sum(FLUX_AXES)} wide, not {head_width}: give its config")
+    return FluxConfig(
+        in_channels=tokens // PATCH**2,
+        out_channels=_shape(shapes, "final_layer.linear.weight")[0] // PATCH**2,
+        double_blocks=count_blocks(shapes, "double_blocks"),
+        single_blocks=count_blocks(shapes, "single_blocks"),
+        num_heads=width // head_width,
+        axes=FLUX_AXES,
+        context_dim=_shape(shapes, "txt_in.weight")[1],
+        pooled_dim=_shape(shapes, "vector_in.in_layer.weight")[1],
+        guidance="guidance_in.in_layer.weight" in shapes,
+    )
+
+
+def tiny_config(shapes: Shapes) -> AutoencoderTinyConfig:
+    """The config of a tiny autoencoder under diffusers' names."""
+    width, in_channels, _, _ = _shape(shapes, "encoder.layers.0.weight")
+    return AutoencoderTinyConfig(
+        in_channels=in_channels,
+        latent_channels=_shape(shapes, "decoder.layers.0.weight")[1],
+        channels=width,
+        pooled_blocks=any(".pool." in name for name in shapes),
+    )
+
+
+def clip_config(shapes: Shapes, *, openclip: bool) -> CLIPTextConfig:
+    """The config of a CLIP text encoder under our names; OpenCLIP has heads of 64 and exact GELU too.
+
+    CLIP's own encoders are all with the approximate one.
+    """
+    vocab_size, width = _shape(shapes, "embeddings.token_embedding.weight")
+    projection = shapes.get("text_projection.weight")
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        context_length=_shape(shapes, "embeddings.position_embedding.weight")[0],
+        width=width,
+        layers=count_blocks(shapes, "encoder.layers"),
+        heads=width // 64,
+        intermediate=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
+        activation="gelu" if openclip else "quick_gelu",
+        projection_dim=projection[0] if projection else None,
+    )
+
+
+def t5_config(shapes: Shapes) -> T5Config:
+    """The config of a T5 1.1 encoder, whose heads are 64 wide."""
+    vocab_size, width = _shape(shapes, "shared.weight")
+    first = "encoder.block.0.layer."
+    buckets, heads = _shape(shapes, first + "0.SelfAttention.relative_attention_bias.weight")
+    return T5Config(
+        vocab_size=vocab_size,
+        width=width,
+        layers=count_blocks(shapes, "encoder.block"),
+        heads=heads,
+        head_width=_shape(shapes, first + "0.SelfAttention.q.weight")[0] // heads,
+        intermediate=_shape(shapes, first + "1.DenseReluDense.wi_0.weight")[0],
+        buckets=buckets,
+    )
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """How many blocks `prefix.0`, `prefix.1`, ... the names know."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for match in map(pattern.match, names) if match})
+
+
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise InputError(f"the tensor {name} is missing, which says what shape the network has")
+    return shapes[name]

@@ -1,0 +1,198 @@
+"""The layouts that published weights come in, as tables from ours."""
+
+from darkroom.checkpoint.tables import (
+    Concat,
+    Copy,
+    Drop,
+    Make,
+    Rename,
+    Rule,
+    Split,
+    Swap,
+    Table,
+    Transpose,
+)
+from darkroom.nn.dit import DiTConfig, square_positions
+from darkroom.nn.flux import MLP_RATIO, FluxConfig
+from darkroom.nn.mmdit import MMDiTConfig
+
+
+def _join_qkv(kind: str) -> Concat:
+    sources = tuple(f"encoder.layers.*.self_attn.{letter}_proj.{kind}" for letter in "qkv")
+    return Concat(sources, f"transformer.resblocks.*.attn.in_proj_{kind}")
+
+
+# Ours to the files of transformers, whose version 5 holds its modules without the prefix: the inverse leaves
+# such names as they are. Files of before version 4.31 also hold the numbers 0 to 76, which are dropped.
+CLIP_TEXT_TO_HUB = Table(
+    (
+        Make("text_model.embeddings.position_ids"),
+        Rename("text_projection.*", "text_projection.*"),
+        Rename("**", "text_model.**"),
+    )
+)
+
+# Ours to the files of OpenCLIP: SD 2's text encoder and SDXL's second in single files. `logit_scale` is for
+# comparing with pictures, which nothing here does.
+CLIP_TEXT_TO_OPENCLIP = Table(
+    (
+        Make("logit_scale"),
+        Make("attn_mask"),
+        Rename("embeddings.token_embedding.weight", "token_embedding.weight"),
+        Rename("embeddings.position_embedding.weight", "positional_embedding"),
+        Transpose("text_projection.weight", "text_projection"),
+        Rename("final_layer_norm.*", "ln_final.*"),
+        *(
+            rule
+            for kind in ("weight", "bias")
+            for rule in (
+                _join_qkv(kind),
+                Rename(
+                    f"encoder.layers.*.self_attn.out_proj.{kind}",
+                    f"transformer.resblocks.*.attn.out_proj.{kind}",
+                ),
+                Rename(f"encoder.layers.*.layer_norm1.{kind}", f"transformer.resblocks.*.ln_1.{kind}"),
+                Rename(f"encoder.layers.*.layer_norm2.{kind}", f"transformer.resblocks.*.ln_2.{kind}"),
+                Rename(f"encoder.layers.*.mlp.fc1.{kind}", f"transformer.resblocks.*.mlp.c_fc.{kind}"),
+                Rename(f"encoder.layers.*.mlp.fc2.{kind}", f"transformer.resblocks.*.mlp.c_proj.{kind}"),
+            )
+        ),
+    )
+)
+
+
+def dit_to_diffusers(config: DiTConfig) -> Table:
+    """The original DiT, which is ours, to diffusers' `DiTTransformer2DModel`.
+
+    diffusers repeats the embedders of timestep and class in every block, splits q, k and v, and computes the
+    fixed positions instead of storing them.
+    """
+    embedders = {
+        "t_embedder.mlp.0.*": "timestep_embedder.linear_1.*",
+        "t_embedder.mlp.2.*": "timestep_embedder.linear_2.*",
+        "y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight",
+    }
+    renames = {
+        "x_embedder.proj.*": "pos_embed.proj.*",
+        "blocks.*.attn.proj.*": "transformer_blocks.*.attn1.to_out.0.*",
+        "blocks.*.mlp.fc1.*": "transformer_blocks.*.ff.net.0.proj.*",
+        "blocks.*.mlp.fc2.*": "transformer_blocks.*.ff.net.2.*",
+        "blocks.*.adaLN_modulation.1.*": "transformer_blocks.*.norm1.linear.*",
+        "final_layer.adaLN_modulation.1.*": "proj_out_1.*",
+        "final_layer.linear.*": "proj_out_2.*",
+    }
+    blocks = [f"transformer_blocks.{index}.norm1.emb." for index in range(config.depth)]
+    return Table(
+        (
+            Drop("pos_embed", lambda: square_positions(config)),
+            *(Copy(ours, tuple(block + theirs for block in blocks)) for ours, theirs in embedders.items()),
+            Split("blocks.*.attn.qkv.*", _qkv("transformer_blocks.*.attn1.to_{}.*")),
+            *_rules(Rename, renames),
+        )
+    )
+
+
+def tiny_from_original(layers: int = 20) -> Table:
+    """The tiny autoencoder's two original files, joined as `encoder.` and `decoder.`, to ours and diffusers'.
+
+    The original counts the clamp in front of the decoder as layer 0; its last number is below `layers`.
+    """
+    decoder = (
+        Rename(f"decoder.{number}.**", f"decoder.layers.{number - 1}.**") for number in range(1, layers)
+    )
+    return Table((*decoder, Rename("encoder.**", "encoder.layers.**")))
+
+
+def mmdit_to_diffusers(config: MMDiTConfig) -> Table:
+    """The original SD 3, which is ours, to diffusers' `SD3Transformer2DModel`.
+
+    diffusers splits q, k and v, and has scale before shift where it modulates by those two alone.
+    """
+    last, block = config.depth - 1, "transformer_blocks.*."
+    swaps = {
+        "final_layer.adaLN_modulation.1.*": "norm_out.linear.*",
+        f"joint_blocks.{last}.context_block.adaLN_modulation.1.*": (
+            f"transformer_blocks.{last}.norm1_context.linear.*"
+        ),
+    }
+    renames = {
+        "pos_embed": "pos_embed.pos_embed",
+        "x_embedder.proj.*": "pos_embed.proj.*",
+        "t_embedder.mlp.0.*": "time_text_embed.timestep_embedder.linear_1.*",
+        "t_embedder.mlp.2.*": "time_text_embed.timestep_embedder.linear_2.*",
+        "y_embedder.mlp.0.*": "time_text_embed.text_embedder.linear_1.*",
+        "y_embedder.mlp.2.*": "time_text_embed.text_embedder.linear_2.*",
+        "joint_blocks.*.x_block.adaLN_modulation.1.*": block + "norm1.linear.*",
+        "joint_blocks.*.context_block.adaLN_modulation.1.*": block + "norm1_context.linear.*",
+        "joint_blocks.*.x_block.attn.proj.*": block + "attn.to_out.0.*",
+        "joint_blocks.*.x_block.attn2.proj.*": block + "attn2.to_out.0.*",
+        "joint_blocks.*.context_block.attn.proj.*": block + "attn.to_add_out.*",
+        "joint_blocks.*.x_block.attn.ln_q.weight": block + "attn.norm_q.weight",
+        "joint_blocks.*.x_block.attn.ln_k.weight": block + "attn.norm_k.weight",
+        "joint_blocks.*.x_block.attn2.ln_q.weight": block + "attn2.norm_q.weight",
+        "joint_blocks.*.x_block.attn2.ln_k.weight": block + "attn2.norm_k.weight",
+        "joint_blocks.*.context_block.attn.ln_q.weight": block + "attn.norm_added_q.weight",
+        "joint_blocks.*.context_block.attn.ln_k.weight": block + "attn.norm_added_k.weight",
+        "joint_blocks.*.x_block.mlp.fc1.*": block + "ff.net.0.proj.*",
+        "joint_blocks.*.x_block.mlp.fc2.*": block + "ff.net.2.*",
+        "joint_blocks.*.context_block.mlp.fc1.*": block + "ff_context.net.0.proj.*",
+        "joint_blocks.*.context_block.mlp.fc2.*": block + "ff_context.net.2.*",
+        "final_layer.linear.*": "proj_out.*",
+    }
+    splits = (
+        Split("joint_blocks.*.x_block.attn.qkv.*", _qkv(block + "attn.to_{}.*")),
+        Split("joint_blocks.*.x_block.attn2.qkv.*", _qkv(block + "attn2.to_{}.*")),
+        Split("joint_blocks.*.context_block.attn.qkv.*", _qkv(block + "attn.add_{}_proj.*")),
+    )
+    return Table((*splits, *_rules(Swap, swaps), *_rules(Rename, renames)))
+
+
+def flux_to_diffusers(config: FluxConfig) -> Table:
+    """The original FLUX.1, which is ours, to diffusers' `FluxTransformer2DModel`; as for SD 3."""
+    double, single = "transformer_blocks.*.", "single_transformer_blocks.*."
+    sizes = (config.width,) * 3 + (MLP_RATIO * config.width,)
+    renames = {
+        "img_in.*": "x_embedder.*",
+        "txt_in.*": "context_embedder.*",
+        **_embedder("time_in", "timestep_embedder"),
+        **_embedder("vector_in", "text_embedder"),
+        **_embedder("guidance_in", "guidance_embedder"),
+        "double_blocks.*.img_mod.lin.*": double + "norm1.linear.*",
+        "double_blocks.*.txt_mod.lin.*": double + "norm1_context.linear.*",
+        "double_blocks.*.img_attn.proj.*": double + "attn.to_out.0.*",
+        "double_blocks.*.txt_attn.proj.*": double + "attn.to_add_out.*",
+        "double_blocks.*.img_attn.norm.query_norm.scale": double + "attn.norm_q.weight",
+        "double_blocks.*.img_attn.norm.key_norm.scale": double + "attn.norm_k.weight",
+        "double_blocks.*.txt_attn.norm.query_norm.scale": double + "attn.norm_added_q.weight",
+        "double_blocks.*.txt_attn.norm.key_norm.scale": double + "attn.norm_added_k.weight",
+        "double_blocks.*.img_mlp.0.*": double + "ff.net.0.proj.*",
+        "double_blocks.*.img_mlp.2.*": double + "ff.net.2.*",
+        "double_blocks.*.txt_mlp.0.*": double + "ff_context.net.0.proj.*",
+        "double_blocks.*.txt_mlp.2.*": double + "ff_context.net.2.*",
+        "single_blocks.*.modulation.lin.*": single + "norm.linear.*",
+        "single_blocks.*.linear2.*": single + "proj_out.*",
+        "single_blocks.*.norm.query_norm.scale": single + "attn.norm_q.weight",
+        "single_blocks.*.norm.key_norm.scale": single + "attn.norm_k.weight",
+        "final_layer.linear.*": "proj_out.*",
+    }
+    splits = (
+        Split("double_blocks.*.img_attn.qkv.*", _qkv(double + "attn.to_{}.*")),
+        Split("double_blocks.*.txt_attn.qkv.*", _qkv(double + "attn.add_{}_proj.*")),
+        Split("single_blocks.*.linear1.*", (*_qkv(single + "attn.to_{}.*"), single + "proj_mlp.*"), sizes),
+    )
+    swap = Swap("final_layer.adaLN_modulation.1.*", "norm_out.linear.*")
+    return Table((*splits, swap, *_rules(Rename, renames)))
+
+
+def _embedder(ours: str, theirs: str) -> dict[str, str]:
+    prefix = f"time_text_embed.{theirs}"
+    return {f"{ours}.in_layer.*": f"{prefix}.linear_1.*", f"{ours}.out_layer.*": f"{prefix}.linear_2.*"}
+
+
+def _qkv(pattern: str) -> tuple[str, ...]:
+    """The names of queries, keys and values."""
+    return tuple(pattern.format(letter) for letter in "qkv")
+
+
+def _rules(kind: type[Rename] | type[Swap], names: dict[str, str]) -> list[Rule]:
+    return [kind(ours, theirs) for ours, theirs in names.items()]

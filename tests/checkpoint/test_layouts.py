@@ -1,0 +1,71 @@
+"""The tables of published layouts on the names and shapes of the real checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.networks import on_meta, read_shapes, shapes_of, with_unit_gain
+
+from darkroom.checkpoint.detect import clip_config, t5_config
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, CLIP_TEXT_TO_OPENCLIP
+from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
+from darkroom.text.t5 import T5Config
+
+OPENCLIP = [
+    ("openclip_vit_h14_text", "", 1024, 24),
+    ("openclip_vit_bigg14_text", "", 1280, 32),
+    ("sd21.single", "cond_stage_model.model.", 1024, 24),
+    ("sdxl_base.single", "conditioner.embedders.1.model.", 1280, 32),
+    ("sdxl_refiner.single", "conditioner.embedders.0.model.", 1280, 32),
+]
+
+
+@pytest.mark.parametrize(("name", "prefix", "width", "layers"), OPENCLIP)
+def test_openclip_of_the_releases(name: str, prefix: str, width: int, layers: int, shared: Path) -> None:
+    theirs = read_shapes(shared, name, prefix)
+    shapes = shapes_of(CLIP_TEXT_TO_OPENCLIP.inverse()(on_meta(theirs)))
+    config = clip_config(shapes, openclip=True)
+    assert (config.width, config.layers, config.projection_dim) == (width, layers, width)
+    with torch.device("meta"):
+        assert shapes_of(CLIPTextEncoder(config).state_dict()) == shapes
+    back = shapes_of(CLIP_TEXT_TO_OPENCLIP(on_meta(shapes)))
+    assert back == {n: s for n, s in theirs.items() if n not in ("logit_scale", "attn_mask")}
+
+
+HUB = [
+    ("te_clip_l.single", False),
+    ("te_clip_g.single", True),
+    ("sd15.diffusers.text_encoder", False),
+    ("sd21.diffusers.text_encoder", True),
+    ("sdxl.diffusers.text_encoder", False),
+    ("sdxl.diffusers.text_encoder_2", True),
+    ("sd3.diffusers.text_encoder", False),
+    ("sd3.diffusers.text_encoder_2", True),
+    ("flux.diffusers.text_encoder", False),
+]
+
+
+@pytest.mark.parametrize(("name", "openclip"), HUB)
+def test_text_encoders_of_the_hub(name: str, openclip: bool, shared: Path) -> None:
+    shapes = shapes_of(CLIP_TEXT_TO_HUB.inverse()(on_meta(read_shapes(shared, name))))
+    with torch.device("meta"):
+        encoder = CLIPTextEncoder(clip_config(shapes, openclip=openclip))
+    assert shapes_of(encoder.state_dict()) == shapes
+
+
+@pytest.mark.parametrize(
+    "name", ["te_t5xxl.single", "sd3.diffusers.text_encoder_3", "flux.diffusers.text_encoder_2"]
+)
+def test_t5_is_xxl(name: str, shared: Path) -> None:
+    assert t5_config(read_shapes(shared, name)) == T5Config()
+
+
+def test_openclip_holds_its_queries_keys_and_values_in_one() -> None:
+    config = CLIPTextConfig(vocab_size=40, context_length=9, width=64, layers=2, heads=1, projection_dim=48)
+    ours = with_unit_gain(CLIPTextEncoder(config)).state_dict()
+    theirs = CLIP_TEXT_TO_OPENCLIP(ours)
+    block, attention = "transformer.resblocks.1.attn.in_proj_weight", "encoder.layers.1.self_attn."
+    assert torch.equal(theirs[block][64:128], ours[attention + "k_proj.weight"])
+    assert torch.equal(theirs["text_projection"], ours["text_projection.weight"].T)
+    back = CLIP_TEXT_TO_OPENCLIP.inverse()(theirs)
+    assert back.keys() == ours.keys() and all(torch.equal(back[n], ours[n]) for n in ours)
