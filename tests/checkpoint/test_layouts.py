@@ -6,10 +6,54 @@ import pytest
 import torch
 from tests.networks import on_meta, read_shapes, shapes_of, with_unit_gain
 
-from darkroom.checkpoint.detect import clip_config, t5_config
-from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, CLIP_TEXT_TO_OPENCLIP
+from darkroom.checkpoint.detect import autoencoder_config, clip_config, count_blocks, t5_config
+from darkroom.checkpoint.layouts import (
+    AUTOENCODER_TO_LEGACY,
+    CLIP_TEXT_TO_HUB,
+    CLIP_TEXT_TO_OPENCLIP,
+    autoencoder_to_original,
+)
+from darkroom.nn.autoencoder_kl import AutoencoderKL
+from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 from darkroom.text.t5 import T5Config
+
+AUTOENCODERS = [
+    *((f"ldm_{name}.single", "") for name in ("vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16")),
+    *((f"ldm_kl-f{stride}.single", "") for stride in (4, 8, 16, 32)),
+    *((f"{name}.single", "") for name in ("sd_vae_ft_mse", "sdxl_vae", "sd3_vae", "flux_ae")),
+    *((f"{name}.single", "first_stage_model.") for name in ("sd15", "sd21", "sdxl_base", "playground_v25")),
+    ("ldm_cin256-v2.single", "first_stage_model."),
+]
+AUTOENCODERS_OF_DIFFUSERS = [
+    *(f"ldm_{name}.diffusers" for name in ("vq-f4", "vq-f8", "kl-f4", "kl-f8")),
+    *(f"{family}.diffusers.vae" for family in ("sd15", "sd21", "sdxl", "sd3", "flux")),
+    "sd15.diffusers.vae.legacy_attn",
+]
+
+
+def autoencoder_shapes(ours: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those of the autoencoder that these shapes ask for."""
+    config = autoencoder_config(ours)
+    with torch.device("meta"):
+        vq = isinstance(config, AutoencoderVQConfig)
+        return shapes_of((AutoencoderVQ(config) if vq else AutoencoderKL(config)).state_dict())
+
+
+@pytest.mark.parametrize(("name", "prefix"), AUTOENCODERS)
+def test_autoencoders_of_the_releases(name: str, prefix: str, shared: Path) -> None:
+    theirs = read_shapes(shared, name, prefix)
+    table = autoencoder_to_original(count_blocks(theirs, "encoder.down"))
+    ours = shapes_of(table.inverse()(on_meta(theirs)))
+    assert autoencoder_shapes(ours) == ours
+    assert shapes_of(table(on_meta(ours))) == theirs
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS_OF_DIFFUSERS)
+def test_autoencoders_of_diffusers(name: str, shared: Path) -> None:
+    ours = shapes_of(AUTOENCODER_TO_LEGACY.inverse()(on_meta(read_shapes(shared, name))))
+    assert autoencoder_shapes(ours) == ours
+
 
 OPENCLIP = [
     ("openclip_vit_h14_text", "", 1024, 24),

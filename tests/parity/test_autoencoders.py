@@ -9,6 +9,7 @@ from safetensors import safe_open
 from tests.conftest import relative_error
 from torch import Tensor, nn
 
+from darkroom.errors import InputError
 from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
 
@@ -22,10 +23,16 @@ KL_CONFIGS = {
     "no attention": AutoencoderKLConfig(
         latent_channels=3, channels=(16, 64), res_blocks=1, groups=4, mid_attention=False
     ),
+    "attention at the last levels, as KL-f32": AutoencoderKLConfig(
+        latent_channels=8, channels=(8, 16, 24), res_blocks=2, groups=8, attention_levels=(1, 2)
+    ),
     "grey pictures, 3 blocks": AutoencoderKLConfig(in_channels=1, channels=(8, 24), res_blocks=3, groups=8),
 }
 VQ_CONFIGS = {
     "three levels": AutoencoderVQConfig(channels=(16, 32, 32), res_blocks=1, groups=8, codes=64),
+    "attention at the last level, as VQ-f8": AutoencoderVQConfig(
+        channels=(16, 24), res_blocks=2, groups=8, codes=50, attention_levels=(1,)
+    ),
     "no attention": AutoencoderVQConfig(
         latent_channels=4, channels=(16, 48), res_blocks=2, groups=8, mid_attention=False, codes=100
     ),
@@ -33,7 +40,7 @@ VQ_CONFIGS = {
 
 
 def reference_fields(config: AutoencoderKLConfig | AutoencoderVQConfig) -> dict:
-    levels = len(config.channels)
+    attention = ["Attn" * (level in config.attention_levels) for level in range(len(config.channels))]
     return {
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,
@@ -42,8 +49,8 @@ def reference_fields(config: AutoencoderKLConfig | AutoencoderVQConfig) -> dict:
         "layers_per_block": config.res_blocks,
         "norm_num_groups": config.groups,
         "mid_block_add_attention": config.mid_attention,
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "down_block_types": tuple(f"{kind}DownEncoderBlock2D" for kind in attention),
+        "up_block_types": tuple(f"{kind}UpDecoderBlock2D" for kind in reversed(attention)),
     }
 
 
@@ -173,3 +180,8 @@ def test_vq_equals_stored_case(shared: Path) -> None:
     assert relative_error(stored.latents, case["outputs/quantized"]) <= TOLERANCE
     assert relative_error(output.image, case["outputs/reconstruction"]) <= TOLERANCE
     assert relative_error(decoded, case["outputs/decoded"]) <= TOLERANCE
+
+
+def test_a_level_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="`attention_levels` has 3, but levels are 0 to 2"):
+        AutoencoderVQConfig(attention_levels=(2, 3))

@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from darkroom.errors import InputError
+from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
+from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
 from darkroom.nn.flux import PATCH, FluxConfig
 from darkroom.nn.mmdit import HEAD_WIDTH, MMDiTConfig
 from darkroom.text.clip import CLIPTextConfig
@@ -53,6 +55,25 @@ def flux_config(shapes: Shapes) -> FluxConfig:
         pooled_dim=_shape(shapes, "vector_in.in_layer.weight")[1],
         guidance="guidance_in.in_layer.weight" in shapes,
     )
+
+
+def autoencoder_config(shapes: Shapes) -> AutoencoderKLConfig | AutoencoderVQConfig:
+    """The config of a KL or VQ autoencoder under diffusers' names; norms have 32 groups everywhere."""
+    levels = count_blocks(shapes, "encoder.down_blocks")
+    blocks = [f"encoder.down_blocks.{level}." for level in range(levels)]
+    shape = {
+        "in_channels": _shape(shapes, "encoder.conv_in.weight")[1],
+        "latent_channels": _shape(shapes, "decoder.conv_in.weight")[1],
+        "channels": tuple(_shape(shapes, block + "resnets.0.conv1.weight")[0] for block in blocks),
+        "res_blocks": count_blocks(shapes, "encoder.down_blocks.0.resnets"),
+        "mid_attention": "encoder.mid_block.attentions.0.to_q.weight" in shapes,
+        "attention_levels": tuple(
+            k for k, b in enumerate(blocks) if b + "attentions.0.to_q.weight" in shapes
+        ),
+    }
+    if "quantize.embedding.weight" in shapes:
+        return AutoencoderVQConfig(**shape, codes=_shape(shapes, "quantize.embedding.weight")[0])
+    return AutoencoderKLConfig(**shape, quant_conv="quant_conv.weight" in shapes)
 
 
 def tiny_config(shapes: Shapes) -> AutoencoderTinyConfig:

@@ -220,12 +220,12 @@ def autoencoder_config_to_diffusers(config: AutoencoderKLConfig, sample_size: in
 
     Its latents are normalised by those convs, so that `scaling_factor` is 1; `sample_size` is in pixels.
     """
-    levels = len(config.channels)
+    attention = [level in config.attention_levels for level in range(len(config.channels))]
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": list(config.channels),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "down_block_types": [f"{'Attn' * has}DownEncoderBlock2D" for has in attention],
         "force_upcast": False,
         "in_channels": config.in_channels,
         "latent_channels": config.latent_channels,
@@ -235,7 +235,7 @@ def autoencoder_config_to_diffusers(config: AutoencoderKLConfig, sample_size: in
         "out_channels": config.in_channels,
         "sample_size": sample_size,
         "scaling_factor": 1.0,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "up_block_types": [f"{'Attn' * has}UpDecoderBlock2D" for has in reversed(attention)],
         "use_post_quant_conv": True,
         "use_quant_conv": True,
     }

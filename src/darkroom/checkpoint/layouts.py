@@ -1,6 +1,7 @@
 """The layouts that published weights come in, as tables from ours."""
 
 from darkroom.checkpoint.tables import (
+    AsConv,
     Concat,
     Copy,
     Drop,
@@ -90,6 +91,56 @@ def dit_to_diffusers(config: DiTConfig) -> Table:
             *_rules(Rename, renames),
         )
     )
+
+
+# Ours to the names that diffusers' autoencoders had in their middle before 2023.
+AUTOENCODER_TO_LEGACY = Table(
+    tuple(
+        Rename(f"**.attentions.0.{ours}.*", f"**.attentions.0.{theirs}.*")
+        for ours, theirs in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items()
+    )
+)
+
+
+def autoencoder_to_original(levels: int) -> Table:
+    """Our autoencoders, whose names are diffusers', to the original release's, which counts levels from the
+    picture on in the decoder too.
+    """
+    rules: list[Rule] = []
+    for level in range(levels):
+        rules += _autoencoder_level(f"encoder.down_blocks.{level}", f"encoder.down.{level}", "downsample")
+        rules += _autoencoder_level(
+            f"decoder.up_blocks.{levels - 1 - level}", f"decoder.up.{level}", "upsample"
+        )
+    for half in ("encoder", "decoder"):
+        ours, theirs = f"{half}.mid_block", f"{half}.mid"
+        rules += _autoencoder_attention(f"{ours}.attentions.0", f"{theirs}.attn_1")
+        rules += [
+            Rename(f"{ours}.resnets.0.**", f"{theirs}.block_1.**"),
+            Rename(f"{ours}.resnets.1.**", f"{theirs}.block_2.**"),
+            Rename(f"{half}.conv_norm_out.*", f"{half}.norm_out.*"),
+        ]
+    return Table(tuple(rules))
+
+
+def _autoencoder_level(ours: str, theirs: str, sampling: str) -> list[Rule]:
+    return [
+        Rename(f"{ours}.resnets.*.conv_shortcut.*", f"{theirs}.block.*.nin_shortcut.*"),
+        Rename(f"{ours}.resnets.**", f"{theirs}.block.**"),
+        Rename(f"{ours}.{sampling}rs.0.conv.*", f"{theirs}.{sampling}.conv.*"),
+        *_autoencoder_attention(f"{ours}.attentions.*", f"{theirs}.attn.*"),
+    ]
+
+
+def _autoencoder_attention(ours: str, theirs: str) -> list[Rule]:
+    names = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    rules: list[Rule] = [Rename(f"{ours}.group_norm.*", f"{theirs}.norm.*")]
+    for mine, other in names.items():
+        rules += [
+            AsConv(f"{ours}.{mine}.weight", f"{theirs}.{other}.weight"),
+            Rename(f"{ours}.{mine}.bias", f"{theirs}.{other}.bias"),
+        ]
+    return rules
 
 
 def tiny_from_original(layers: int = 20) -> Table:

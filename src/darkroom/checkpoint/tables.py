@@ -98,6 +98,38 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class AsConv:
+    """A matrix as the weight of a 1x1 conv."""
+
+    source: str
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        found = _matches(self.source, tensors)
+        return {_fill(self.target, parts): tensors.pop(name)[:, :, None, None] for name, parts in found}
+
+    def inverse(self) -> "AsMatrix":
+        """The matrix again."""
+        return AsMatrix(self.target, self.source)
+
+
+@dataclass(frozen=True)
+class AsMatrix:
+    """The weight of a 1x1 conv as a matrix; what is a matrix already stays one."""
+
+    source: str
+    target: str
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        found = _matches(self.source, tensors)
+        return {_fill(self.target, parts): tensors.pop(name).flatten(1) for name, parts in found}
+
+    def inverse(self) -> AsConv:
+        """The conv again."""
+        return AsConv(self.target, self.source)
+
+
+@dataclass(frozen=True)
 class Split:
     """One tensor as several, cut along the first axis: q, k and v out of one matrix.
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darkroom.errors import InputError
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.layers import Downsample, ResBlock, SpatialAttention, Upsample
 
@@ -16,7 +17,11 @@ EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderShape:
-    """What both halves need; `channels` holds one width a level, each but the last halves the size."""
+    """What both halves need; `channels` holds one width a level, each but the last halves the size.
+
+    `attention_levels` are the numbers of the levels, from 0, whose blocks attend to the whole picture. Raises
+    InputError for a level that isn't there.
+    """
 
     in_channels: int = 3
     latent_channels: int = 4
@@ -24,6 +29,14 @@ class AutoencoderShape:
     res_blocks: int = 2
     groups: int = 32
     mid_attention: bool = True
+    attention_levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        if wrong := [level for level in self.attention_levels if not 0 <= level < levels]:
+            raise InputError(
+                f"autoencoder: `attention_levels` has {wrong[0]}, but levels are 0 to {levels - 1}"
+            )
 
     @property
     def stride(self) -> int:
@@ -62,35 +75,55 @@ class Posterior:
         return kl.flatten(1).sum(1)
 
 
-class DownLevel(nn.Module):
-    """Residual blocks at one resolution, then a halving unless it is the last."""
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by self-attention where the level has it."""
 
-    def __init__(
-        self, in_channels: int, channels: int, blocks: int, groups: int, *, downsample: bool
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, blocks: int, groups: int, *, attention: bool) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * blocks
         self.resnets = nn.ModuleList(ResBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
-        self.downsamplers = nn.ModuleList([Downsample(channels, asymmetric=True)] if downsample else [])
+        self.attentions = nn.ModuleList(
+            SpatialAttention(channels, groups=groups, eps=EPS) for _ in range(blocks if attention else 0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in (*self.resnets, *self.downsamplers):
+        for index, block in enumerate(self.resnets):
             x = block(x)
+            if self.attentions:
+                x = self.attentions[index](x)
         return x
 
 
-class UpLevel(nn.Module):
-    """Residual blocks at one resolution, then a doubling unless it is the last."""
+class DownLevel(Level):
+    """A level of the encoder, then a halving unless it is the last."""
 
-    def __init__(self, in_channels: int, channels: int, blocks: int, groups: int, *, upsample: bool) -> None:
-        super().__init__()
-        widths = [in_channels] + [channels] * blocks
-        self.resnets = nn.ModuleList(ResBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
-        self.upsamplers = nn.ModuleList([Upsample(channels)] if upsample else [])
+    def __init__(self, config: AutoencoderShape, level: int) -> None:
+        widths, attention = config.channels, level in config.attention_levels
+        before = widths[max(level - 1, 0)]
+        super().__init__(before, widths[level], config.res_blocks, config.groups, attention=attention)
+        last = level == len(widths) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[level], asymmetric=True)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in (*self.resnets, *self.upsamplers):
-            x = block(x)
+        x = super().forward(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+class UpLevel(Level):
+    """A level of the decoder, which has a block more, then a doubling unless it is the picture's."""
+
+    def __init__(self, config: AutoencoderShape, level: int) -> None:
+        widths, attention = config.channels, level in config.attention_levels
+        before = widths[min(level + 1, len(widths) - 1)]
+        super().__init__(before, widths[level], config.res_blocks + 1, config.groups, attention=attention)
+        self.upsamplers = nn.ModuleList([Upsample(widths[level])] if level else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        for upsample in self.upsamplers:
+            x = upsample(x)
         return x
 
 
@@ -115,12 +148,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderShape, out_channels: int) -> None:
         super().__init__()
-        widths, last = config.channels, len(config.channels) - 1
+        widths = config.channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            DownLevel(widths[max(i - 1, 0)], width, config.res_blocks, config.groups, downsample=i < last)
-            for i, width in enumerate(widths)
-        )
+        self.down_blocks = nn.ModuleList(DownLevel(config, level) for level in range(len(widths)))
         self.mid_block = MidBlock(widths[-1], config.groups, attention=config.mid_attention)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -138,13 +168,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderShape) -> None:
         super().__init__()
-        widths, last = config.channels[::-1], len(config.channels) - 1
+        widths = config.channels[::-1]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], config.groups, attention=config.mid_attention)
-        self.up_blocks = nn.ModuleList(
-            UpLevel(widths[max(i - 1, 0)], width, config.res_blocks + 1, config.groups, upsample=i < last)
-            for i, width in enumerate(widths)
-        )
+        self.up_blocks = nn.ModuleList(UpLevel(config, level) for level in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
