@@ -6,15 +6,17 @@ import pytest
 import torch
 from tests.networks import on_meta, read_shapes, shapes_of, with_unit_gain
 
-from darkroom.checkpoint.detect import autoencoder_config, clip_config, count_blocks, t5_config
+from darkroom.checkpoint.detect import autoencoder_config, clip_config, count_blocks, t5_config, unet_config
 from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,
     CLIP_TEXT_TO_OPENCLIP,
     autoencoder_to_original,
+    unet_to_original,
 )
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
+from darkroom.nn.unet import UNet
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 from darkroom.text.t5 import T5Config
 
@@ -53,6 +55,48 @@ def test_autoencoders_of_the_releases(name: str, prefix: str, shared: Path) -> N
 def test_autoencoders_of_diffusers(name: str, shared: Path) -> None:
     ours = shapes_of(AUTOENCODER_TO_LEGACY.inverse()(on_meta(read_shapes(shared, name))))
     assert autoencoder_shapes(ours) == ours
+
+
+UNETS = [
+    ("sd15", 859_520_964),
+    ("sd21", 865_910_724),
+    ("sdxl_base", 2_567_463_684),
+    ("sdxl_refiner", 2_259_526_660),
+    ("playground_v25", 2_567_463_684),
+]
+LDM_UNETS = [("ldm_cin256-v2.single", {"num_heads": 1}), ("ldm_text2img256.single.unet", {"head_width": 32})]
+
+
+@pytest.mark.parametrize(("family", "parameters"), UNETS)
+def test_unets_of_the_releases(family: str, parameters: int, shared: Path) -> None:
+    theirs = read_shapes(shared, f"{family}.single", "model.diffusion_model.")
+    config = unet_config(theirs)
+    ours = shapes_of(unet_to_original(config).inverse()(on_meta(theirs)))
+    with torch.device("meta"):
+        network = UNet(config)
+    assert shapes_of(network.state_dict()) == ours == read_shapes(shared, f"{family}.diffusers.unet")
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
+
+
+@pytest.mark.parametrize(("name", "heads"), LDM_UNETS)
+def test_unets_of_latent_diffusion(name: str, heads: dict[str, int], shared: Path) -> None:
+    theirs = read_shapes(shared, name, "model.diffusion_model.")
+    config = unet_config(theirs, **heads)
+    ours = shapes_of(unet_to_original(config).inverse()(on_meta(theirs)))
+    with torch.device("meta"):
+        assert shapes_of(UNet(config).state_dict()) == ours
+    assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
+
+
+def test_heads_follow_from_the_projections(shared: Path) -> None:
+    def heads(family: str) -> tuple[int, ...]:
+        return unet_config(read_shapes(shared, f"{family}.single", "model.diffusion_model.")).num_heads
+
+    assert heads("sd15") == (8, 8, 8, 8)
+    assert heads("sd21") == (5, 10, 20, 20)
+    assert heads("sdxl_base") == (5, 10, 20)
+    assert heads("sdxl_refiner") == (6, 12, 24, 24)
 
 
 OPENCLIP = [

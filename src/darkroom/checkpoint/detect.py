@@ -10,11 +10,14 @@ from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
 from darkroom.nn.flux import PATCH, FluxConfig
 from darkroom.nn.mmdit import HEAD_WIDTH, MMDiTConfig
+from darkroom.nn.unet import UNetConfig
 from darkroom.text.clip import CLIPTextConfig
 from darkroom.text.t5 import T5Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+ATTENTION = "1.transformer_blocks.0."  # the first transformer after a residual block of the U-Net
+SD1_HEADS = 8
 FLUX_AXES = (16, 56, 56)
 
 
@@ -55,6 +58,52 @@ def flux_config(shapes: Shapes) -> FluxConfig:
         pooled_dim=_shape(shapes, "vector_in.in_layer.weight")[1],
         guidance="guidance_in.in_layer.weight" in shapes,
     )
+
+
+def unet_config(shapes: Shapes, *, num_heads: int | None = None, head_width: int | None = None) -> UNetConfig:
+    """The config of a U-Net under the original release's names, whose norms have 32 groups.
+
+    Names and shapes do not tell how many heads there are: `num_heads` at every level, or as many as are
+    `head_width` wide. With neither, linear projections mean SD 2's and SDXL's heads of 64, convs SD 1's 8.
+    """
+    levels = _unet_levels(shapes)
+    widths = tuple(_shape(shapes, blocks[0] + "0.out_layers.3.weight")[0] for blocks in levels)
+    depths = tuple(count_blocks(shapes, blocks[0] + "1.transformer_blocks") for blocks in levels)
+    first = next((b[0] + "1." for b, depth in zip(levels, depths, strict=True) if depth), "middle_block.1.")
+    linear = len(_shape(shapes, first + "proj_in.weight")) == 2
+    if num_heads is None and head_width is None and not linear:
+        num_heads = SD1_HEADS
+    own = tuple(
+        not depth or _shape(shapes, blocks[0] + ATTENTION + "attn1.to_k.weight")[1] == width
+        for blocks, width, depth in zip(levels, widths, depths, strict=True)
+    )
+    return UNetConfig(
+        in_channels=_shape(shapes, "input_blocks.0.0.weight")[1],
+        out_channels=_shape(shapes, "out.2.weight")[0],
+        channels=widths,
+        res_blocks=len(levels[0]),
+        attention_depth=depths,
+        mid_depth=count_blocks(shapes, "middle_block.1.transformer_blocks"),
+        num_heads=tuple(num_heads or width // (head_width or HEAD_WIDTH) for width in widths),
+        self_attention=None if all(own) else own,
+        context_dim=_shape(shapes, first.removesuffix("1.") + ATTENTION + "attn2.to_k.weight")[1],
+        linear_projection=linear,
+        pooled_dim=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else None,
+        num_classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+    )
+
+
+def _unet_levels(shapes: Shapes) -> list[list[str]]:
+    """The prefixes of the residual blocks on the way down, level by level; a strided conv ends a level."""
+    levels: list[list[str]] = [[]]
+    for number in range(1, count_blocks(shapes, "input_blocks")):
+        if f"input_blocks.{number}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            levels[-1].append(f"input_blocks.{number}.")
+    if not all(levels):
+        raise InputError("the tensors input_blocks.* are not those of a U-Net: a level has no block")
+    return levels
 
 
 def autoencoder_config(shapes: Shapes) -> AutoencoderKLConfig | AutoencoderVQConfig:

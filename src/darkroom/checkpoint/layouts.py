@@ -16,6 +16,7 @@ from darkroom.checkpoint.tables import (
 from darkroom.nn.dit import DiTConfig, square_positions
 from darkroom.nn.flux import MLP_RATIO, FluxConfig
 from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.nn.unet import UNetConfig
 
 
 def _join_qkv(kind: str) -> Concat:
@@ -152,6 +153,76 @@ def tiny_from_original(layers: int = 20) -> Table:
         Rename(f"decoder.{number}.**", f"decoder.layers.{number - 1}.**") for number in range(1, layers)
     )
     return Table((*decoder, Rename("encoder.**", "encoder.layers.**")))
+
+
+RES_BLOCK = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def unet_to_original(config: UNetConfig) -> Table:
+    """Our U-Net, whose names are diffusers', to the original release's, which numbers all its blocks."""
+    rules = _rules(
+        Rename,
+        {
+            "conv_in.*": "input_blocks.0.0.*",
+            "time_embedding.linear_1.*": "time_embed.0.*",
+            "time_embedding.linear_2.*": "time_embed.2.*",
+            "add_embedding.linear_1.*": "label_emb.0.0.*",
+            "add_embedding.linear_2.*": "label_emb.0.2.*",
+            "class_embedding.*": "label_emb.*",
+            "conv_norm_out.*": "out.0.*",
+            "conv_out.*": "out.2.*",
+        },
+    )
+    rules += _unet_block("mid_block", 0, "middle_block", transformer=config.mid_depth > 0)
+    rules += _unet_res_block("mid_block.resnets.1", "middle_block.2")
+    return Table((*rules, *_unet_down(config), *_unet_up(config)))
+
+
+def _unet_down(config: UNetConfig) -> list[Rule]:
+    rules: list[Rule] = []
+    number = 1  # number 0 is the first conv
+    for level, depth in enumerate(config.attention_depth):
+        ours = f"down_blocks.{level}"
+        for index in range(config.res_blocks):
+            rules += _unet_block(ours, index, f"input_blocks.{number}", transformer=depth > 0)
+            number += 1
+        if level < len(config.channels) - 1:
+            rules.append(Rename(f"{ours}.downsamplers.0.conv.*", f"input_blocks.{number}.0.op.*"))
+            number += 1
+    return rules
+
+
+def _unet_up(config: UNetConfig) -> list[Rule]:
+    rules: list[Rule] = []
+    number = 0
+    for position, depth in enumerate(reversed(config.attention_depth)):
+        ours = f"up_blocks.{position}"
+        for index in range(config.res_blocks + 1):
+            rules += _unet_block(ours, index, f"output_blocks.{number}", transformer=depth > 0)
+            number += 1
+        if (
+            position < len(config.channels) - 1
+        ):  # the doubling belongs to the last block, after its transformer
+            place = f"output_blocks.{number - 1}.{2 if depth else 1}.conv.*"
+            rules.append(Rename(f"{ours}.upsamplers.0.conv.*", place))
+    return rules
+
+
+def _unet_block(ours: str, index: int, theirs: str, *, transformer: bool) -> list[Rule]:
+    """A residual block and the transformer after it."""
+    rules = _unet_res_block(f"{ours}.resnets.{index}", f"{theirs}.0")
+    return rules + ([Rename(f"{ours}.attentions.{index}.**", f"{theirs}.1.**")] if transformer else [])
+
+
+def _unet_res_block(ours: str, theirs: str) -> list[Rule]:
+    return _rules(Rename, {f"{ours}.{a}.*": f"{theirs}.{b}.*" for a, b in RES_BLOCK.items()})
 
 
 def mmdit_to_diffusers(config: MMDiTConfig) -> Table:
