@@ -6,7 +6,14 @@ import pytest
 import torch
 from tests.networks import on_meta, read_shapes, shapes_of, with_unit_gain
 
-from darkroom.checkpoint.detect import autoencoder_config, clip_config, count_blocks, t5_config, unet_config
+from darkroom.checkpoint.detect import (
+    autoencoder_config,
+    clip_config,
+    count_blocks,
+    dit_config,
+    t5_config,
+    unet_config,
+)
 from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,
@@ -16,6 +23,7 @@ from darkroom.checkpoint.layouts import (
 )
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
+from darkroom.nn.dit import DiT, DiTConfig
 from darkroom.nn.unet import UNet
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 from darkroom.text.t5 import T5Config
@@ -87,6 +95,15 @@ def test_unets_of_latent_diffusion(name: str, heads: dict[str, int], shared: Pat
     with torch.device("meta"):
         assert shapes_of(UNet(config).state_dict()) == ours
     assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_dit_of_the_release(size: int, shared: Path) -> None:
+    theirs = read_shapes(shared, f"dit_xl2_{size}.single")
+    config = dit_config(theirs)
+    assert config == DiTConfig(sample_size=size // 8)
+    with torch.device("meta"):
+        assert shapes_of(DiT(config).state_dict()) == theirs
 
 
 def test_heads_follow_from_the_projections(shared: Path) -> None:

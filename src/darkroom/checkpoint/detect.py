@@ -8,6 +8,7 @@ from darkroom.errors import InputError
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
+from darkroom.nn.dit import DiTConfig
 from darkroom.nn.flux import PATCH, FluxConfig
 from darkroom.nn.mmdit import HEAD_WIDTH, MMDiTConfig
 from darkroom.nn.unet import UNetConfig
@@ -17,8 +18,24 @@ from darkroom.text.t5 import T5Config
 Shapes = Mapping[str, tuple[int, ...]]
 
 ATTENTION = "1.transformer_blocks.0."  # the first transformer after a residual block of the U-Net
+DIT_HEAD_WIDTH = 72
 SD1_HEADS = 8
 FLUX_AXES = (16, 56, 56)
+
+
+def dit_config(shapes: Shapes) -> DiTConfig:
+    """The config of a DiT with classes under its original names, whose heads are 72 wide."""
+    width, in_channels, patch, _ = _shape(shapes, "x_embedder.proj.weight")
+    return DiTConfig(
+        in_channels=in_channels,
+        out_channels=_shape(shapes, "final_layer.linear.weight")[0] // patch**2,
+        sample_size=math.isqrt(_shape(shapes, "pos_embed")[1]) * patch,
+        patch_size=patch,
+        width=width,
+        depth=count_blocks(shapes, "blocks"),
+        num_heads=width // DIT_HEAD_WIDTH,
+        num_classes=_shape(shapes, "y_embedder.embedding_table.weight")[0] - 1,
+    )
 
 
 def mmdit_config(shapes: Shapes) -> MMDiTConfig:
