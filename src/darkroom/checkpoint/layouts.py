@@ -207,9 +207,8 @@ def _unet_up(config: UNetConfig) -> list[Rule]:
         for index in range(config.res_blocks + 1):
             rules += _unet_block(ours, index, f"output_blocks.{number}", transformer=depth > 0)
             number += 1
-        if (
-            position < len(config.channels) - 1
-        ):  # the doubling belongs to the last block, after its transformer
+        if position < len(config.channels) - 1:
+            # The doubling belongs to the level's last block, after its transformer.
             place = f"output_blocks.{number - 1}.{2 if depth else 1}.conv.*"
             rules.append(Rename(f"{ours}.upsamplers.0.conv.*", place))
     return rules

@@ -240,7 +240,8 @@ class DiT(nn.Module):
         """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
         config, mask = self.config, extra.context_mask
         wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
-        extra.check("DiT", {name for name, built_for in wanted.items() if built_for is not None})
+        needed = {name for name, built_for in wanted.items() if built_for is not None}
+        extra.check("DiT", needed, {"context_mask"})
         check_context("DiT", context, mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         frequencies = shifted_embedding(timestep, config.frequency_shift).to(x.dtype)

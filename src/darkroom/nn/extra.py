@@ -25,11 +25,8 @@ class Extra:
     reference: Tensor | None = None
 
     def check(self, network: str, needed: Collection[str], optional: Collection[str] = ()) -> None:
-        """Raise InputError, naming the field, where one of `needed` is missing or another one is given.
-
-        `context_mask` goes with the context: `check_context` looks at it.
-        """
-        allowed = {*needed, *optional, "context_mask"}
+        """Raise InputError, naming the field, where one of `needed` is missing or another one is given."""
+        allowed = {*needed, *optional}
         for field in fields(self):
             given = getattr(self, field.name) is not None
             if field.name in needed and not given:

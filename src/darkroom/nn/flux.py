@@ -255,8 +255,6 @@ class Flux(nn.Module):
         extra.check(
             "FLUX network", {"pooled", "guidance"} if self.config.guidance else {"pooled"}, {"reference"}
         )
-        if extra.context_mask is not None:
-            raise InputError("FLUX attends to all of its text: leave `extra.context_mask` out")
         assert extra.pooled is not None
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         vector = self.time_in(timestep_embedding(timestep, FREQUENCIES).to(x.dtype))

@@ -202,8 +202,6 @@ class MMDiT(nn.Module):
         extra, patch = extra or Extra(), self.config.patch_size
         check_context("MM-DiT", context, None, self.config.context_dim)
         extra.check("MM-DiT", {"pooled"})
-        if extra.context_mask is not None:
-            raise InputError("SD 3 attends to all of its text: leave `extra.context_mask` out")
         assert context is not None and extra.pooled is not None
         rows, columns = patch_grid(x, patch)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.

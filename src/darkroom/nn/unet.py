@@ -221,7 +221,8 @@ class UNet(nn.Module):
         """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
         config = self.config
         wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
-        extra.check("U-Net", {name for name, built_for in wanted.items() if built_for is not None})
+        needed = {name for name, built_for in wanted.items() if built_for is not None}
+        extra.check("U-Net", needed, {"context_mask"})
         check_context("U-Net", context, extra.context_mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         time = self.time_embedding(
