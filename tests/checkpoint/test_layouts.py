@@ -1,16 +1,20 @@
 """The tables of published layouts on the names and shapes of the real checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.networks import on_meta, read_shapes, shapes_of, with_unit_gain
+from torch import Tensor
 
 from darkroom.checkpoint.detect import (
     autoencoder_config,
     clip_config,
     count_blocks,
     dit_config,
+    ldm_text_config,
     t5_config,
     unet_config,
 )
@@ -18,14 +22,19 @@ from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,
     CLIP_TEXT_TO_OPENCLIP,
+    LDM_TEXT_TO_DIFFUSERS,
     autoencoder_to_original,
+    ldm_text_to_original,
     unet_to_original,
 )
+from darkroom.errors import InputError
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
 from darkroom.nn.dit import DiT, DiTConfig
-from darkroom.nn.unet import UNet
+from darkroom.nn.layers import SpatialAttention
+from darkroom.nn.unet import UNet, UNetConfig
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
+from darkroom.text.ldm import LDMTextConfig, LDMTextEncoder
 from darkroom.text.t5 import T5Config
 
 AUTOENCODERS = [
@@ -72,7 +81,6 @@ UNETS = [
     ("sdxl_refiner", 2_259_526_660),
     ("playground_v25", 2_567_463_684),
 ]
-LDM_UNETS = [("ldm_cin256-v2.single", {"num_heads": 1}), ("ldm_text2img256.single.unet", {"head_width": 32})]
 
 
 @pytest.mark.parametrize(("family", "parameters"), UNETS)
@@ -87,14 +95,207 @@ def test_unets_of_the_releases(family: str, parameters: int, shared: Path) -> No
     assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
 
 
-@pytest.mark.parametrize(("name", "heads"), LDM_UNETS)
-def test_unets_of_latent_diffusion(name: str, heads: dict[str, int], shared: Path) -> None:
+FACES = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    channels=(224, 448, 672, 896),
+    attention_depth=(0, 1, 1, 1),
+    num_heads=(7, 14, 21, 28),
+    context_dim=None,
+    plain_attention=True,
+)
+CLASSES = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    channels=(192, 384, 576, 960),
+    attention_depth=(0, 1, 1, 1),
+    num_heads=(1, 1, 1, 1),
+    context_dim=512,
+)
+# Models with a list of their names and shapes, and what the published config says of each.
+LDM_UNETS = {
+    "ldm_celeba256.single.unet": FACES,
+    "ldm_ffhq256.single.unet": FACES,
+    "ldm_cin256-v2.single": CLASSES,
+    "ldm_cin256.single.unet": replace(
+        CLASSES,
+        in_channels=4,
+        out_channels=4,
+        channels=(256, 512, 1024),
+        attention_depth=(1, 1, 1),
+        num_heads=(8, 8, 8),
+    ),
+    "ldm_text2img256.single.unet": replace(CLASSES, num_heads=(6, 12, 18, 30), context_dim=640),
+    "ldm_lsun_churches256.single.unet": UNetConfig(
+        channels=(192, 384, 384, 768, 768),
+        attention_depth=(1, 1, 1, 1, 0),
+        num_heads=(8, 8, 8, 8, 8),
+        context_dim=None,
+        plain_attention=True,
+        scale_shift_norm=True,
+        resblock_updown=True,
+    ),
+}
+# Models without such a list, and their millions of parameters where they were published.
+LDM_UNETS_BY_HAND = {
+    "lsun_beds256": (FACES, 274.06),
+    "bsr_sr": (
+        replace(
+            FACES,
+            in_channels=6,
+            channels=(160, 320, 320, 640),
+            attention_depth=(0, 0, 0, 1),
+            num_heads=(5, 10, 10, 20),
+        ),
+        113.62,
+    ),
+    "inpainting_big": (
+        replace(
+            FACES,
+            in_channels=7,
+            channels=(256, 512, 768, 1024),
+            num_heads=(8, 8, 8, 8),
+            resblock_updown=True,
+        ),
+        387.25,
+    ),
+    "semantic_synthesis256": (
+        replace(
+            FACES,
+            in_channels=6,
+            channels=(128, 512, 1024),
+            attention_depth=(0, 0, 0),
+            num_heads=(8, 8, 8),
+        ),
+        None,
+    ),
+    "txt2img-1p4B": (UNetConfig(context_dim=1280, attention_depth=(1, 1, 1, 0)), 872.30),
+    "x4-upscaler": (
+        UNetConfig(
+            in_channels=7,
+            channels=(256, 512, 512, 1024),
+            attention_depth=(0, 1, 1, 1),
+            self_attention=(True, False, False, True),  # of the first level it says nothing
+            context_dim=1024,
+            linear_projection=True,
+            num_classes=1000,
+        ),
+        473.40,
+    ),
+}
+
+
+def heads_of(config: UNetConfig) -> dict[str, int]:
+    """What names and shapes don't tell: as many heads at every level, or as wide ones."""
+    first, width = config.num_heads[0], config.channels[0]
+    return {"num_heads": first} if len(set(config.num_heads)) == 1 else {"head_width": width // first}
+
+
+@pytest.mark.parametrize("name", LDM_UNETS)
+def test_unets_of_latent_diffusion(name: str, shared: Path) -> None:
     theirs = read_shapes(shared, name, "model.diffusion_model.")
-    config = unet_config(theirs, **heads)
+    config = unet_config(theirs, **heads_of(LDM_UNETS[name]))
+    assert config == LDM_UNETS[name]
     ours = shapes_of(unet_to_original(config).inverse()(on_meta(theirs)))
     with torch.device("meta"):
         assert shapes_of(UNet(config).state_dict()) == ours
     assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
+
+
+@pytest.mark.parametrize("name", LDM_UNETS_BY_HAND)
+def test_unets_of_latent_diffusion_without_a_list(name: str) -> None:
+    config, millions = LDM_UNETS_BY_HAND[name]
+    with torch.device("meta"):
+        network = UNet(config)
+    ours = shapes_of(network.state_dict())
+    theirs = shapes_of(unet_to_original(config)(on_meta(ours)))
+    assert not any(name.startswith(("down_blocks", "mid_block", "up_blocks")) for name in theirs)
+    assert unet_config(theirs, **heads_of(config)) == config
+    assert shapes_of(unet_to_original(config).inverse()(on_meta(theirs))) == ours
+    if millions:
+        assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == millions
+
+
+def test_a_unet_without_transformers_does_not_tell_its_heads() -> None:
+    with torch.device("meta"):
+        theirs = shapes_of(unet_to_original(FACES)(UNet(FACES).state_dict()))
+    with pytest.raises(InputError, match="`num_heads` or `head_width`"):
+        unet_config(theirs)
+
+
+def test_plain_attention_has_the_originals_heads() -> None:
+    """The original cuts its queries, keys and values head by head, from the channels of one conv."""
+    config = UNetConfig(
+        channels=(24,),
+        res_blocks=1,
+        attention_depth=(1,),
+        num_heads=(3,),
+        context_dim=None,
+        groups=8,
+        plain_attention=True,
+    )
+    unet = with_unit_gain(UNet(config))
+    theirs = unet_to_original(config)(unet.state_dict())
+    again = unet_to_original(config).inverse()(theirs)
+    assert all(torch.equal(again[name], tensor) for name, tensor in unet.state_dict().items())
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        return F.conv1d(x, theirs[f"middle_block.1.{name}.weight"], theirs[f"middle_block.1.{name}.bias"])
+
+    attention = unet.get_submodule("mid_block.attentions.0")
+    assert isinstance(attention, SpatialAttention)
+    x = torch.randn(2, 24, 5, 3)
+    q, k, v = conv("qkv", attention.group_norm(x).flatten(2)).reshape(2 * 3, 24, 15).split(8, dim=1)
+    weights = (q.transpose(1, 2) @ k / 8**0.5).softmax(dim=-1)  # (B·H, queries, keys)
+    h = conv("proj_out", (v @ weights.transpose(1, 2)).reshape(2, 24, 15))
+    torch.testing.assert_close(attention(x), x + h.reshape(x.shape))
+
+
+LDM_TEXT_LAYER = {
+    "0.0.weight": (640,),
+    "0.0.bias": (640,),
+    "0.1.to_q.weight": (512, 640),
+    "0.1.to_k.weight": (512, 640),
+    "0.1.to_v.weight": (512, 640),
+    "0.1.to_out.weight": (640, 512),
+    "0.1.to_out.bias": (640,),
+    "1.0.weight": (640,),
+    "1.0.bias": (640,),
+    "1.1.net.0.0.weight": (2560, 640),
+    "1.1.net.0.0.bias": (2560,),
+    "1.1.net.2.weight": (640, 2560),
+    "1.1.net.2.bias": (640,),
+}
+LDM_TEXT_REST = {
+    "token_emb.weight": (30522, 640),
+    "pos_emb.emb.weight": (77, 640),
+    "norm.weight": (640,),
+    "norm.bias": (640,),
+}
+
+
+def test_text_encoder_of_latent_diffusion() -> None:
+    config = LDMTextConfig(width=640, intermediate=2560)
+    with torch.device("meta"):
+        ours = shapes_of(LDMTextEncoder(config).state_dict())
+    theirs = shapes_of(ldm_text_to_original(config)(on_meta(ours)))
+    layers = {
+        f"attn_layers.layers.{2 * index + int(name[0])}{name[1:]}": shape
+        for index in range(32)
+        for name, shape in LDM_TEXT_LAYER.items()
+    }
+    assert theirs == LDM_TEXT_REST | layers
+    whole = theirs | {"to_logits.weight": (30522, 640), "to_logits.bias": (30522,)}
+    assert shapes_of(ldm_text_to_original(config).inverse()(on_meta(whole))) == ours
+    assert ldm_text_config(ours) == config
+
+
+def test_text_encoder_of_latent_diffusion_in_diffusers() -> None:
+    ours = LDMTextEncoder(LDMTextConfig(vocab_size=30, width=16, layers=2, heads=1)).state_dict()
+    theirs = LDM_TEXT_TO_DIFFUSERS(ours)
+    assert set(theirs) == {f"model.{name}" for name in ours}
+    again = LDM_TEXT_TO_DIFFUSERS.inverse()(theirs | {"to_logits.weight": torch.ones(30, 16)})
+    assert again.keys() == ours.keys() and all(torch.equal(again[n], ours[n]) for n in ours)
 
 
 @pytest.mark.parametrize("size", [256, 512])

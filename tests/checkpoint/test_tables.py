@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, Concat, Copy, Drop, Rename, Split, Swap, Table
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB
+from darkroom.checkpoint.tables import (
+    AsConv,
+    Concat,
+    Copy,
+    Drop,
+    JoinHeads,
+    Rename,
+    Split,
+    SplitHeads,
+    Swap,
+    Table,
+)
 from darkroom.errors import InputError
 
 TABLE = Table(
@@ -77,6 +89,37 @@ def test_a_star_stands_for_one_part_of_a_name() -> None:
         "in.a.b",
         "xin.a",
     }
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_heads_are_joined_one_after_another_and_split_again(heads: int) -> None:
+    rule = JoinHeads(("*.q.*", "*.k.*", "*.v.*"), "*.qkv.*", heads)
+    ours = {f"a.{letter}.weight": torch.randn(6, 4) for letter in "qkv"}
+    ours |= {f"a.{letter}.bias": torch.randn(6) for letter in "qkv"}
+    theirs = Table((rule,))(ours)
+    assert {name: tuple(t.shape) for name, t in theirs.items()} == {
+        "a.qkv.weight": (18, 4, 1),
+        "a.qkv.bias": (18,),
+    }
+    width = 6 // heads
+    last = theirs["a.qkv.weight"][-3 * width :, :, 0]
+    for place, letter in enumerate("qkv"):
+        rows = last[place * width : (place + 1) * width]
+        assert torch.equal(rows, ours[f"a.{letter}.weight"][-width:])
+    again = Table((rule,)).inverse()(theirs)
+    assert again.keys() == ours.keys() and all(torch.equal(again[n], ours[n]) for n in ours)
+    assert rule.inverse().inverse() == rule
+    with pytest.raises(InputError, match="17 rows: not 3 parts of 2 heads"):
+        SplitHeads("qkv", ("q", "k", "v"), 2)({"qkv": torch.ones(17)})
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_matrix_is_a_conv_of_one_place(dims: int) -> None:
+    table = Table((AsConv("in", "out", dims),))
+    conv = table({"in": torch.arange(6.0).reshape(2, 3)})["out"]
+    assert conv.shape == (2, 3, *(1,) * dims)
+    assert torch.equal(table.inverse()({"out": conv})["in"], conv.flatten(1))
+    assert table.inverse().inverse()({"in": conv.flatten(1)})["out"].shape == conv.shape
 
 
 def test_what_cannot_be_joined_or_split_is_named() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.networks import without_gradient
 from torch import Tensor, nn
 
-from darkroom.checkpoint.diffusers_configs import unet_config_from_diffusers
+from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
 from darkroom.errors import InputError
 from darkroom.nn.extra import Extra
-from darkroom.nn.layers import timestep_embedding
+from darkroom.nn.layers import halve, timestep_embedding
 from darkroom.nn.unet import UNet, UNetConfig, size_embedding
 
 TINY = UNetConfig(
@@ -24,6 +25,19 @@ TINY = UNetConfig(
     groups=8,
     pooled_dim=20,
     num_classes=5,
+)
+
+# As the first latent diffusion models without a prompt.
+PLAIN = UNetConfig(
+    channels=(16, 32),
+    res_blocks=1,
+    attention_depth=(1, 1),
+    num_heads=(2, 4),
+    context_dim=None,
+    groups=8,
+    plain_attention=True,
+    scale_shift_norm=True,
+    resblock_updown=True,
 )
 
 
@@ -74,6 +88,8 @@ def test_new_network_is_zero_and_its_blocks_are_identities() -> None:
     assert torch.equal(output, torch.zeros_like(x))
     h = torch.randn(2, 32, 4, 3)
     assert torch.equal(unet.mid_block(h, unet.conditioning(x, timestep, context, extra)), h)
+    plain = UNet(PLAIN)
+    assert torch.equal(plain.mid_block(h, plain.conditioning(x, timestep, None, Extra())), h)
     (output - 1.0).square().mean().backward()
     assert unet.conv_out.weight.grad is not None and unet.conv_out.weight.grad.norm() > 0
 
@@ -82,7 +98,15 @@ def test_every_parameter_trains() -> None:
     x, timestep, context, extra = inputs()
     unet = randomised(TINY)
     unet(x, timestep, context, extra=extra).square().mean().backward()
-    assert [name for name, p in unet.named_parameters() if p.grad is None or p.grad.norm() == 0] == []
+    assert not without_gradient(unet)
+
+
+def test_every_parameter_of_a_plain_network_trains() -> None:
+    x, timestep, _, _ = inputs(PLAIN)
+    unet = randomised(PLAIN)
+    unet(x, timestep, None).square().mean().backward()
+    # Adding the same to all keys changes no attention.
+    assert all(name.endswith("to_k.bias") for name in without_gradient(unet))
 
 
 @pytest.mark.parametrize("size", [(17, 13), (9, 8), (1, 5)])
@@ -90,6 +114,13 @@ def test_any_size(size: tuple[int, int]) -> None:
     config = dataclasses.replace(TINY, channels=(16, 16, 32), attention_depth=(0, 1, 0), num_heads=(2, 2, 4))
     x, timestep, context, extra = inputs(config, *size)
     assert randomised(config)(x, timestep, context, extra=extra).shape == x.shape
+    assert randomised(PLAIN)(x, timestep, None).shape == x.shape
+
+
+def test_halving_averages_and_rounds_odd_sizes_up() -> None:
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert torch.equal(halve(x), torch.tensor([[[[2.0, 3.5]]]]))
+    assert halve(torch.ones(1, 1, 1, 1)).shape == (1, 1, 1, 1)
 
 
 def test_masked_context_is_as_good_as_absent() -> None:
@@ -202,6 +233,9 @@ def test_context_must_match_the_network() -> None:
         ({"channels": (16, 36)}, r"`channels`\[1\] = 36 must divide by groups = 8"),
         ({"num_heads": (2, 5)}, r"`num_heads`\[1\] = 5"),
         ({"context_dim": None, "self_attention": (True, False)}, "set `context_dim`"),
+        ({"plain_attention": True}, "leave out `context_dim`"),
+        ({"plain_attention": True, "context_dim": None, "linear_projection": True}, "`linear_projection`"),
+        ({"plain_attention": True, "context_dim": None, "attention_depth": (1, 2)}, "to 0 or 1"),
     ],
 )
 def test_wrong_shapes_are_named(changes: dict, message: str) -> None:

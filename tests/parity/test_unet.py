@@ -1,5 +1,6 @@
-"""The U-Net against diffusers' `UNet2DConditionModel`, weight for weight."""
+"""The U-Net against diffusers' `UNet2DConditionModel` and `UNet2DModel`, weight for weight."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from tests.closeness import assert_parity
+from tests.networks import with_unit_gain
 from torch import Tensor
 
-from darkroom.checkpoint.diffusers_configs import unet_config_from_diffusers, unet_config_to_diffusers
+from darkroom.checkpoint.configs.unet import unet_config_from_diffusers, unet_config_to_diffusers
 from darkroom.nn.extra import Extra
 from darkroom.nn.transformer import SpatialTransformer
 from darkroom.nn.unet import UNet, UNetConfig, size_embedding
@@ -206,3 +208,107 @@ def test_every_input_changes_the_output_as_in_the_reference(field: str) -> None:
     changed = (after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)
     assert changed.min() > 1e-4
     assert_parity(after, reference_output(model, mutated))
+
+
+PLAIN = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    channels=(16, 32, 48),
+    res_blocks=2,
+    attention_depth=(0, 1, 1),
+    num_heads=(2, 4, 6),
+    context_dim=None,
+    groups=8,
+    plain_attention=True,
+)
+# Each with a size that halves without rest, since the reference takes no other.
+UNCONDITIONAL = {
+    "as for faces": (PLAIN, (12, 8)),
+    "as for churches": (
+        dataclasses.replace(PLAIN, attention_depth=(1, 1, 0), scale_shift_norm=True, resblock_updown=True),
+        (8, 20),
+    ),
+    "as for inpainting, four levels": (
+        dataclasses.replace(
+            PLAIN,
+            in_channels=7,
+            channels=(16, 16, 32, 32),
+            res_blocks=1,
+            attention_depth=(0, 1, 0, 1),
+            num_heads=(1, 1, 2, 2),
+            resblock_updown=True,
+        ),
+        (16, 8),
+    ),
+    "scale and shift, attention in the middle alone, classes": (
+        dataclasses.replace(
+            PLAIN,
+            in_channels=6,
+            channels=(16, 40),
+            attention_depth=(0, 0),
+            num_heads=(2, 5),
+            num_classes=7,
+            scale_shift_norm=True,
+        ),
+        (6, 10),
+    ),
+}
+
+
+def unconditional_reference(config: UNetConfig) -> Any:
+    """diffusers' network of this shape without a context, with random weights."""
+    diffusers = pytest.importorskip("diffusers")
+    bare = ("ResnetDownsample", "ResnetUpsample") if config.resblock_updown else ("Down", "Up")
+    down = [("AttnDown" if depth else bare[0]) + "Block2D" for depth in config.attention_depth]
+    up = [("AttnUp" if depth else bare[1]) + "Block2D" for depth in reversed(config.attention_depth)]
+    sampling = "resnet" if config.resblock_updown else "conv"
+    model = diffusers.UNet2DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=config.channels,
+        layers_per_block=config.res_blocks,
+        downsample_type=sampling,
+        upsample_type=sampling,
+        attention_head_dim=config.channels[0] // config.num_heads[0],
+        norm_num_groups=config.groups,
+        attn_norm_num_groups=config.groups,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift_norm else "default",
+        num_class_embeds=config.num_classes,
+    )
+    return with_unit_gain(model)
+
+
+def unconditional_inputs(config: UNetConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = torch.randn(3, config.in_channels, *size, generator=torch.Generator().manual_seed(2))
+    labels = torch.tensor([0, 6, 3]) if config.num_classes else None
+    return x, torch.tensor([0.0, 437.5, 999.0]), labels
+
+
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_same_output_without_a_context(name: str) -> None:
+    config, size = UNCONDITIONAL[name]
+    model = unconditional_reference(config)
+    x, timestep, labels = unconditional_inputs(config, size)
+    with torch.no_grad():
+        output = loaded(config, model)(x, timestep, None, extra=Extra(class_labels=labels))
+        assert_parity(output, model(x, timestep, class_labels=labels).sample)
+
+
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_same_gradients_without_a_context(name: str) -> None:
+    """Of each parameter but the keys' biases, which change no attention; in float64, since many layers add
+    up.
+    """
+    config, size = UNCONDITIONAL[name]
+    model = unconditional_reference(config).double()
+    unet = loaded(config, model).double()
+    x, timestep, labels = unconditional_inputs(config, size)
+    output = unet(x.double(), timestep, None, extra=Extra(class_labels=labels))
+    (output - 1.0).square().sum().backward()
+    (model(x.double(), timestep, class_labels=labels).sample - 1.0).square().sum().backward()
+    reference = dict(model.named_parameters())
+    for parameter_name, parameter in unet.named_parameters():
+        if not parameter_name.endswith("to_k.bias"):
+            assert_parity(parameter.grad, reference[parameter_name].grad)

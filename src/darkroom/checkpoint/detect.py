@@ -13,6 +13,7 @@ from darkroom.nn.flux import PATCH, FluxConfig
 from darkroom.nn.mmdit import HEAD_WIDTH, MMDiTConfig
 from darkroom.nn.unet import UNetConfig
 from darkroom.text.clip import CLIPTextConfig
+from darkroom.text.ldm import LDMTextConfig
 from darkroom.text.t5 import T5Config
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,17 +82,21 @@ def unet_config(shapes: Shapes, *, num_heads: int | None = None, head_width: int
     """The config of a U-Net under the original release's names, whose norms have 32 groups.
 
     Names and shapes do not tell how many heads there are: `num_heads` at every level, or as many as are
-    `head_width` wide. With neither, linear projections mean SD 2's and SDXL's heads of 64, convs SD 1's 8.
+    `head_width` wide. With neither, linear projections mean SD 2's and SDXL's heads of 64, convs SD 1's 8,
+    and attention without transformers is an InputError, since those models differ.
     """
     levels = _unet_levels(shapes)
     widths = tuple(_shape(shapes, blocks[0] + "0.out_layers.3.weight")[0] for blocks in levels)
-    depths = tuple(count_blocks(shapes, blocks[0] + "1.transformer_blocks") for blocks in levels)
-    first = next((b[0] + "1." for b, depth in zip(levels, depths, strict=True) if depth), "middle_block.1.")
-    linear = len(_shape(shapes, first + "proj_in.weight")) == 2
+    depths = tuple(_unet_depth(shapes, blocks[0]) for blocks in levels)
+    plain = any(name.endswith(".1.qkv.weight") for name in shapes)
+    first = next((blocks[0] for blocks, depth in zip(levels, depths, strict=True) if depth), "middle_block.")
+    linear = not plain and len(_shape(shapes, first + "1.proj_in.weight")) == 2
+    if num_heads is None and head_width is None and plain:
+        raise InputError("a U-Net without transformers: give `num_heads` or `head_width`, one is needed")
     if num_heads is None and head_width is None and not linear:
         num_heads = SD1_HEADS
     own = tuple(
-        not depth or _shape(shapes, blocks[0] + ATTENTION + "attn1.to_k.weight")[1] == width
+        plain or not depth or _shape(shapes, blocks[0] + ATTENTION + "attn1.to_k.weight")[1] == width
         for blocks, width, depth in zip(levels, widths, depths, strict=True)
     )
     return UNetConfig(
@@ -100,27 +105,56 @@ def unet_config(shapes: Shapes, *, num_heads: int | None = None, head_width: int
         channels=widths,
         res_blocks=len(levels[0]),
         attention_depth=depths,
-        mid_depth=count_blocks(shapes, "middle_block.1.transformer_blocks"),
+        mid_depth=_unet_depth(shapes, "middle_block."),
         num_heads=tuple(num_heads or width // (head_width or HEAD_WIDTH) for width in widths),
         self_attention=None if all(own) else own,
-        context_dim=_shape(shapes, first.removesuffix("1.") + ATTENTION + "attn2.to_k.weight")[1],
+        context_dim=None if plain else _shape(shapes, first + ATTENTION + "attn2.to_k.weight")[1],
         linear_projection=linear,
         pooled_dim=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+        plain_attention=plain,
+        scale_shift_norm=_shape(shapes, "input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        resblock_updown=len(levels) > 1 and not any(name.endswith(".op.weight") for name in shapes),
     )
 
 
+def _unet_depth(shapes: Shapes, block: str) -> int:
+    """How many transformer blocks follow a residual block, or 1 for attention without a transformer."""
+    return count_blocks(shapes, block + "1.transformer_blocks") or int(block + "1.qkv.weight" in shapes)
+
+
 def _unet_levels(shapes: Shapes) -> list[list[str]]:
-    """The prefixes of the residual blocks on the way down, level by level; a strided conv ends a level."""
+    """The prefixes of the residual blocks on the way down, level by level."""
+    ends = _unet_level_ends(shapes)
     levels: list[list[str]] = [[]]
     for number in range(1, count_blocks(shapes, "input_blocks")):
-        if f"input_blocks.{number}.0.op.weight" in shapes:
+        if number in ends:
             levels.append([])
         else:
             levels[-1].append(f"input_blocks.{number}.")
     if not all(levels):
         raise InputError("the tensors input_blocks.* are not those of a U-Net: a level has no block")
     return levels
+
+
+def _unet_level_ends(shapes: Shapes) -> set[int]:
+    """The numbers of what halves the size on the way down: strided convs, or residual blocks.
+
+    Such a residual block looks like any other, so the first one on the way up that follows another in its
+    place says how many blocks a level has.
+    """
+    down, up = count_blocks(shapes, "input_blocks"), count_blocks(shapes, "output_blocks")
+    convs = {number for number in range(1, down) if f"input_blocks.{number}.0.op.weight" in shapes}
+    if convs:
+        return convs
+    doubling = (
+        number + 1
+        for number in range(up)
+        for place in (1, 2)
+        if f"output_blocks.{number}.{place}.in_layers.0.weight" in shapes
+    )
+    row = next(doubling, down)
+    return set(range(row, down, row))
 
 
 def autoencoder_config(shapes: Shapes) -> AutoencoderKLConfig | AutoencoderVQConfig:
@@ -185,6 +219,19 @@ def t5_config(shapes: Shapes) -> T5Config:
         head_width=_shape(shapes, first + "0.SelfAttention.q.weight")[0] // heads,
         intermediate=_shape(shapes, first + "1.DenseReluDense.wi_0.weight")[0],
         buckets=buckets,
+    )
+
+
+def ldm_text_config(shapes: Shapes) -> LDMTextConfig:
+    """The config of a text encoder of the first latent diffusion models under our names, with heads of 64."""
+    vocab_size, width = _shape(shapes, "embed_tokens.weight")
+    return LDMTextConfig(
+        vocab_size=vocab_size,
+        context_length=_shape(shapes, "embed_positions.weight")[0],
+        width=width,
+        layers=count_blocks(shapes, "layers"),
+        heads=_shape(shapes, "layers.0.self_attn.q_proj.weight")[0] // HEAD_WIDTH,
+        intermediate=_shape(shapes, "layers.0.fc1.weight")[0],
     )
 
 

@@ -1,10 +1,15 @@
 """The layouts that published weights come in, as tables from ours."""
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from darkroom.checkpoint.tables import (
     AsConv,
     Concat,
     Copy,
     Drop,
+    JoinHeads,
     Make,
     Rename,
     Rule,
@@ -17,6 +22,7 @@ from darkroom.nn.dit import DiTConfig, square_positions
 from darkroom.nn.flux import MLP_RATIO, FluxConfig
 from darkroom.nn.mmdit import MMDiTConfig
 from darkroom.nn.unet import UNetConfig
+from darkroom.text.ldm import LDMTextConfig
 
 
 def _join_qkv(kind: str) -> Concat:
@@ -61,6 +67,44 @@ CLIP_TEXT_TO_OPENCLIP = Table(
         ),
     )
 )
+
+
+LOGITS = ("to_logits.weight", "to_logits.bias")  # back to tokens, which no picture needs
+
+# Our text encoder of the first latent diffusion models to diffusers' `LDMBertModel`.
+LDM_TEXT_TO_DIFFUSERS = Table((*(Make(name) for name in LOGITS), Rename("**", "model.**")))
+
+
+def ldm_text_to_original(config: LDMTextConfig) -> Table:
+    """The same to the original release's, which counts attention and feed-forward as two layers.
+
+    Its names are here without their prefix, `cond_stage_model.transformer.`.
+    """
+    attention = {f"{letter}_proj": f"to_{letter}" for letter in "qkv"} | {"out_proj": "to_out"}
+    renames = {
+        "embed_tokens.*": "token_emb.*",
+        "embed_positions.*": "pos_emb.emb.*",
+        "layer_norm.*": "norm.*",
+    }
+    for index in range(config.layers):
+        ours, layers = f"layers.{index}", "attn_layers.layers"
+        first, second = f"{layers}.{2 * index}", f"{layers}.{2 * index + 1}"
+        renames |= {f"{ours}.self_attn.{a}.*": f"{first}.1.{b}.*" for a, b in attention.items()} | {
+            f"{ours}.self_attn_layer_norm.*": f"{first}.0.*",
+            f"{ours}.final_layer_norm.*": f"{second}.0.*",
+            f"{ours}.fc1.*": f"{second}.1.net.0.0.*",
+            f"{ours}.fc2.*": f"{second}.1.net.2.*",
+        }
+    return Table((*(Make(name) for name in LOGITS), *_rules(Rename, renames)))
+
+
+def t5_from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """T5's published tensors, in which the embedding has one of two names or both, as ours, which has one."""
+    own = dict(tensors)
+    copy = own.pop("encoder.embed_tokens.weight", None)
+    if copy is not None:
+        own.setdefault("shared.weight", copy)
+    return own
 
 
 def dit_to_diffusers(config: DiTConfig) -> Table:
@@ -180,7 +224,8 @@ def unet_to_original(config: UNetConfig) -> Table:
             "conv_out.*": "out.2.*",
         },
     )
-    rules += _unet_block("mid_block", 0, "middle_block", transformer=config.mid_depth > 0)
+    level = len(config.channels) - 1
+    rules += _unet_block(config, level, "mid_block", 0, "middle_block", attention=config.mid_depth > 0)
     rules += _unet_res_block("mid_block.resnets.1", "middle_block.2")
     return Table((*rules, *_unet_down(config), *_unet_up(config)))
 
@@ -191,10 +236,13 @@ def _unet_down(config: UNetConfig) -> list[Rule]:
     for level, depth in enumerate(config.attention_depth):
         ours = f"down_blocks.{level}"
         for index in range(config.res_blocks):
-            rules += _unet_block(ours, index, f"input_blocks.{number}", transformer=depth > 0)
+            theirs = f"input_blocks.{number}"
+            rules += _unet_block(config, level, ours, index, theirs, attention=depth > 0)
             number += 1
         if level < len(config.channels) - 1:
-            rules.append(Rename(f"{ours}.downsamplers.0.conv.*", f"input_blocks.{number}.0.op.*"))
+            ours, theirs = f"{ours}.downsamplers.0", f"input_blocks.{number}.0"
+            strided: list[Rule] = [Rename(f"{ours}.conv.*", f"{theirs}.op.*")]
+            rules += _unet_res_block(ours, theirs) if config.resblock_updown else strided
             number += 1
     return rules
 
@@ -203,21 +251,40 @@ def _unet_up(config: UNetConfig) -> list[Rule]:
     rules: list[Rule] = []
     number = 0
     for position, depth in enumerate(reversed(config.attention_depth)):
-        ours = f"up_blocks.{position}"
+        level, ours = len(config.channels) - 1 - position, f"up_blocks.{position}"
         for index in range(config.res_blocks + 1):
-            rules += _unet_block(ours, index, f"output_blocks.{number}", transformer=depth > 0)
+            theirs = f"output_blocks.{number}"
+            rules += _unet_block(config, level, ours, index, theirs, attention=depth > 0)
             number += 1
-        if position < len(config.channels) - 1:
-            # The doubling belongs to the level's last block, after its transformer.
-            place = f"output_blocks.{number - 1}.{2 if depth else 1}.conv.*"
-            rules.append(Rename(f"{ours}.upsamplers.0.conv.*", place))
+        if level:
+            # The doubling belongs to the level's last block, after its attention.
+            ours, theirs = f"{ours}.upsamplers.0", f"output_blocks.{number - 1}.{2 if depth else 1}"
+            conv: list[Rule] = [Rename(f"{ours}.conv.*", f"{theirs}.conv.*")]
+            rules += _unet_res_block(ours, theirs) if config.resblock_updown else conv
     return rules
 
 
-def _unet_block(ours: str, index: int, theirs: str, *, transformer: bool) -> list[Rule]:
-    """A residual block and the transformer after it."""
+def _unet_block(
+    config: UNetConfig, level: int, ours: str, index: int, theirs: str, *, attention: bool
+) -> list[Rule]:
+    """A residual block and the attention after it."""
     rules = _unet_res_block(f"{ours}.resnets.{index}", f"{theirs}.0")
-    return rules + ([Rename(f"{ours}.attentions.{index}.**", f"{theirs}.1.**")] if transformer else [])
+    if not attention:
+        return rules
+    ours, theirs = f"{ours}.attentions.{index}", f"{theirs}.1"
+    if config.plain_attention:
+        return rules + _unet_attention(ours, theirs, config.num_heads[level])
+    return [*rules, Rename(f"{ours}.**", f"{theirs}.**")]
+
+
+def _unet_attention(ours: str, theirs: str, heads: int) -> list[Rule]:
+    """Attention without a transformer, which the original computes by 1-D convs."""
+    return [
+        Rename(f"{ours}.group_norm.*", f"{theirs}.norm.*"),
+        JoinHeads(_qkv(ours + ".to_{}.*"), f"{theirs}.qkv.*", heads),
+        AsConv(f"{ours}.to_out.0.weight", f"{theirs}.proj_out.weight", 1),
+        Rename(f"{ours}.to_out.0.bias", f"{theirs}.proj_out.bias"),
+    ]
 
 
 def _unet_res_block(ours: str, theirs: str) -> list[Rule]:

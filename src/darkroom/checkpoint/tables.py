@@ -99,26 +99,28 @@ class Transpose:
 
 @dataclass(frozen=True)
 class AsConv:
-    """A matrix as the weight of a 1x1 conv."""
+    """A matrix as the weight of a conv that reaches one place, in `dims` dimensions."""
 
     source: str
     target: str
+    dims: int = 2
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        found = _matches(self.source, tensors)
-        return {_fill(self.target, parts): tensors.pop(name)[:, :, None, None] for name, parts in found}
+        found, axes = _matches(self.source, tensors), (..., *(None,) * self.dims)
+        return {_fill(self.target, parts): tensors.pop(name)[axes] for name, parts in found}
 
     def inverse(self) -> "AsMatrix":
         """The matrix again."""
-        return AsMatrix(self.target, self.source)
+        return AsMatrix(self.target, self.source, self.dims)
 
 
 @dataclass(frozen=True)
 class AsMatrix:
-    """The weight of a 1x1 conv as a matrix; what is a matrix already stays one."""
+    """The weight of a conv that reaches one place as a matrix; what is a matrix already stays one."""
 
     source: str
     target: str
+    dims: int = 2
 
     def __call__(self, tensors: Tensors) -> Tensors:
         found = _matches(self.source, tensors)
@@ -126,7 +128,7 @@ class AsMatrix:
 
     def inverse(self) -> AsConv:
         """The conv again."""
-        return AsConv(self.target, self.source)
+        return AsConv(self.target, self.source, self.dims)
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,53 @@ class Concat:
     def inverse(self) -> Split:
         """The whole cut again."""
         return Split(self.target, self.sources, self.sizes)
+
+
+@dataclass(frozen=True)
+class JoinHeads:
+    """Queries, keys and values as one 1-D conv, head by head: those of the first head, of the second, ..."""
+
+    sources: tuple[str, ...]
+    target: str
+    heads: int
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result = {}
+        for _, parts in _matches(self.sources[0], tensors):
+            pieces = _take(tensors, [_fill(source, parts) for source in self.sources])
+            whole = torch.cat([p.unflatten(0, (self.heads, -1)) for p in pieces], dim=1).flatten(0, 1)
+            result[_fill(self.target, parts)] = whole[..., None] if whole.ndim == 2 else whole
+        return result
+
+    def inverse(self) -> "SplitHeads":
+        """The matrices again."""
+        return SplitHeads(self.target, self.sources, self.heads)
+
+
+@dataclass(frozen=True)
+class SplitHeads:
+    """One 1-D conv as queries, keys and values, where it holds them head by head."""
+
+    source: str
+    targets: tuple[str, ...]
+    heads: int
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        result, count = {}, len(self.targets)
+        for name, parts in _matches(self.source, tensors):
+            whole = tensors.pop(name)
+            if whole.shape[0] % (count * self.heads):
+                raise InputError(f"{name} has {whole.shape[0]} rows: not {count} parts of {self.heads} heads")
+            matrix = whole.flatten(1) if whole.ndim > 2 else whole
+            pieces = matrix.unflatten(0, (self.heads, -1)).chunk(count, dim=1)
+            result |= {
+                _fill(t, parts): p.flatten(0, 1).clone() for t, p in zip(self.targets, pieces, strict=True)
+            }
+        return result
+
+    def inverse(self) -> JoinHeads:
+        """The conv again."""
+        return JoinHeads(self.targets, self.source, self.heads)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The convolutional blocks that the autoencoders and the U-Net share, under diffusers' parameter names."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,30 +13,50 @@ from darkroom.nn.attention import attention
 
 class ResBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice, plus the input; the time embedding is added in between (He 2015, Ho
-    2020).
+    2020), or with `scale_shift` scales and shifts what the second norm gives (Dhariwal and Nichol 2021).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_dim: int | None = None,
+        scale_shift: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if time_dim is not None:
-            self.time_emb_proj = nn.Linear(time_dim, out_channels)
+            self.time_emb_proj = nn.Linear(time_dim, (2 if scale_shift else 1) * out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_channels, self.out_channels, self.scale_shift = in_channels, out_channels, scale_shift
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if time is not None:
-            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(
+        self, x: Tensor, time: Tensor | None = None, *, resize: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`resize` takes both ways through the block to another size, before any conv."""
+        h = F.silu(self.norm1(x))
+        if resize is not None:
+            h, x = resize(h), resize(x)
+        h = self.conv1(h)
+        h = self.norm2(h) if time is None else self._norm_with_time(h, time)
+        h = F.silu(h)  # by itself, so that what the norm gave is not held during the conv
+        h = self.conv2(h)
         shortcut = x if self.in_channels == self.out_channels else self.conv_shortcut(x)
         return shortcut + h
+
+    def _norm_with_time(self, h: Tensor, time: Tensor) -> Tensor:
+        time = self.time_emb_proj(F.silu(time))[:, :, None, None]
+        if not self.scale_shift:
+            return self.norm2(h + time)
+        scale, shift = time.chunk(2, dim=1)
+        return self.norm2(h) * (1 + scale) + shift
 
 
 class Downsample(nn.Module):
@@ -64,8 +85,13 @@ class Upsample(nn.Module):
         return self.conv(up)
 
 
+def halve(x: Tensor) -> Tensor:
+    """Halve height and width by averaging; odd sizes are rounded up, as by a strided conv."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
 class SpatialAttention(nn.Module):
-    """Self-attention over all positions of a picture, plus the input (the autoencoders' middle block)."""
+    """Self-attention over all positions of a picture, plus the input (Ho et al. 2020)."""
 
     def __init__(self, channels: int, *, groups: int, eps: float, num_heads: int = 1) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""The U-Net of latent diffusion (Rombach et al. 2022, section 3.3), with the conditions of SD 1, 2 and XL."""
+"""The U-Net of latent diffusion (Rombach et al. 2022): the paper's models, and SD 1, 2 and XL."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +11,15 @@ from torch import Tensor, nn
 
 from darkroom.errors import InputError
 from darkroom.nn.extra import Extra, check_context
-from darkroom.nn.layers import Downsample, MLPEmbedding, ResBlock, Upsample, timestep_embedding
+from darkroom.nn.layers import (
+    Downsample,
+    MLPEmbedding,
+    ResBlock,
+    SpatialAttention,
+    Upsample,
+    halve,
+    timestep_embedding,
+)
 from darkroom.nn.transformer import SpatialTransformer
 
 EPS = 1e-5
@@ -24,7 +33,12 @@ class UNetConfig:
     `mid_depth` those of the middle, which has the last level's width and heads; with 0 the middle is a single
     residual block. `self_attention` (None: at every level) may be switched off where positions are many.
     `context_dim` None leaves self-attention alone. `pooled_dim` is the width of `Extra.pooled`, `num_classes`
-    the number of class labels. Raises InputError where the numbers don't fit together.
+    the number of class labels.
+
+    The paper's models without a context have, with `plain_attention`, one self-attention where others have
+    transformers (their depths are then 0 or 1). `scale_shift_norm` lets the time scale and shift what norms
+    give, `resblock_updown` has residual blocks between the levels instead of single convs. Raises InputError
+    where the numbers don't fit together.
     """
 
     kind: Literal["unet"] = "unet"
@@ -41,6 +55,9 @@ class UNetConfig:
     groups: int = 32
     pooled_dim: int | None = None
     num_classes: int | None = None
+    plain_attention: bool = False
+    scale_shift_norm: bool = False
+    resblock_updown: bool = False
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
@@ -62,6 +79,12 @@ class UNetConfig:
             raise InputError(
                 "unet: levels without self-attention attend to the context, so set `context_dim`"
             )
+        deep = max(*self.attention_depth, self.mid_depth) > 1
+        if self.plain_attention and (deep or self.context_dim is not None or self.linear_projection):
+            raise InputError(
+                "unet: `plain_attention` is no transformer: leave out `context_dim` and `linear_projection`, "
+                "and set `attention_depth` and `mid_depth` to 0 or 1"
+            )
 
     @property
     def self_attentions(self) -> tuple[bool, ...]:
@@ -73,11 +96,35 @@ class UNetConfig:
         """Width of the vector that timestep, pooled text and class label are added up in."""
         return 4 * self.channels[0]
 
-    def transformer(self, level: int, depth: int, *, self_attention: bool) -> SpatialTransformer:
-        """The transformer that follows a residual block of this level."""
+    def res_block(self, in_channels: int, out_channels: int) -> ResBlock:
+        """A residual block that is told the time."""
+        return ResBlock(
+            in_channels,
+            out_channels,
+            groups=self.groups,
+            eps=EPS,
+            time_dim=self.time_dim,
+            scale_shift=self.scale_shift_norm,
+        )
+
+    def downsample(self, width: int) -> ResBlock | Downsample:
+        """What ends a level on the way down."""
+        return self.res_block(width, width) if self.resblock_updown else Downsample(width, asymmetric=False)
+
+    def upsample(self, width: int) -> ResBlock | Upsample:
+        """What ends a level on the way up."""
+        return self.res_block(width, width) if self.resblock_updown else Upsample(width)
+
+    def attention(
+        self, level: int, depth: int, *, self_attention: bool
+    ) -> SpatialTransformer | SpatialAttention:
+        """What follows a residual block of this level."""
+        width, heads = self.channels[level], self.num_heads[level]
+        if self.plain_attention:
+            return SpatialAttention(width, groups=self.groups, eps=EPS, num_heads=heads)
         return SpatialTransformer(
-            self.channels[level],
-            self.num_heads[level],
+            width,
+            heads,
             depth=depth,
             context_dim=self.context_dim,
             linear_projection=self.linear_projection,
@@ -95,25 +142,28 @@ class Conditioning:
     mask: Tensor | None
 
 
+def attend(attention: nn.Module, x: Tensor, cond: Conditioning) -> Tensor:
+    """Through a transformer, which may read the context, or a plain attention, which has none."""
+    plain = isinstance(attention, SpatialAttention)
+    return attention(x) if plain else attention(x, cond.context, cond.mask)
+
+
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by a transformer where the level has attention."""
+    """Residual blocks at one resolution, each followed by attention where the level has it."""
 
     def __init__(self, config: UNetConfig, level: int, in_channels: list[int]) -> None:
         super().__init__()
         width, depth = config.channels[level], config.attention_depth[level]
-        self.resnets = nn.ModuleList(
-            ResBlock(channels, width, groups=config.groups, eps=EPS, time_dim=config.time_dim)
-            for channels in in_channels
-        )
+        self.resnets = nn.ModuleList(config.res_block(channels, width) for channels in in_channels)
         self.attentions = nn.ModuleList(
-            config.transformer(level, depth, self_attention=config.self_attentions[level])
+            config.attention(level, depth, self_attention=config.self_attentions[level])
             for _ in (in_channels if depth else [])
         )
 
     def block(self, index: int, x: Tensor, cond: Conditioning) -> Tensor:
-        """Residual block and transformer number `index`."""
+        """Residual block and attention number `index`."""
         x = self.resnets[index](x, cond.time)
-        return self.attentions[index](x, cond.context, cond.mask) if self.attentions else x
+        return attend(self.attentions[index], x, cond) if self.attentions else x
 
 
 class DownLevel(Level):
@@ -123,35 +173,37 @@ class DownLevel(Level):
         width, before = config.channels[level], config.channels[max(level - 1, 0)]
         super().__init__(config, level, [before] + [width] * (config.res_blocks - 1))
         last = level == len(config.channels) - 1
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, asymmetric=False)])
+        self.downsamplers = nn.ModuleList([] if last else [config.downsample(width)])
 
     def forward(self, x: Tensor, cond: Conditioning) -> list[Tensor]:
         outputs = []
         for index in range(len(self.resnets)):
             x = self.block(index, x, cond)
             outputs.append(x)
-        return outputs + [downsample(x) for downsample in self.downsamplers]
+        for downsample in self.downsamplers:
+            resized = isinstance(downsample, ResBlock)
+            outputs.append(downsample(x, cond.time, resize=halve) if resized else downsample(x))
+        return outputs
 
 
 class MidBlock(nn.Module):
-    """A residual block, then a transformer and another residual block if the middle has attention."""
+    """A residual block, then attention and another residual block if the middle has attention."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         width, last = config.channels[-1], len(config.channels) - 1
         self.resnets = nn.ModuleList(
-            ResBlock(width, width, groups=config.groups, eps=EPS, time_dim=config.time_dim)
-            for _ in range(2 if config.mid_depth else 1)
+            config.res_block(width, width) for _ in range(2 if config.mid_depth else 1)
         )
         # The middle has few positions: it keeps its self-attention even where the last level has none.
         self.attentions = nn.ModuleList(
-            [config.transformer(last, config.mid_depth, self_attention=True)] if config.mid_depth else []
+            [config.attention(last, config.mid_depth, self_attention=True)] if config.mid_depth else []
         )
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         x = self.resnets[0](x, cond.time)
         if self.attentions:
-            x = self.attentions[0](x, cond.context, cond.mask)
+            x = attend(self.attentions[0], x, cond)
             x = self.resnets[1](x, cond.time)
         return x
 
@@ -163,22 +215,27 @@ class UpLevel(Level):
         width = config.channels[level]
         inputs = [in_channels] + [width] * config.res_blocks
         super().__init__(config, level, [a + b for a, b in zip(inputs, skips, strict=True)])
-        self.upsamplers = nn.ModuleList([Upsample(width)] if level else [])
+        self.upsamplers = nn.ModuleList([config.upsample(width)] if level else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], cond: Conditioning) -> Tensor:
         for index in range(len(self.resnets)):
             x = self.block(index, torch.cat([x, skips.pop()], dim=1), cond)
         for upsample in self.upsamplers:
             # Not twice this size but that of what is joined next: the way down rounds odd sizes up.
-            x = upsample(x, skips[-1].shape[2:])
+            size = skips[-1].shape[2:]
+            if isinstance(upsample, ResBlock):
+                x = upsample(x, cond.time, resize=partial(F.interpolate, size=size, mode="nearest"))
+            else:
+                x = upsample(x, size)
         return x
 
 
 class UNet(nn.Module):
-    """The denoising U-Net of Stable Diffusion 1, 2 and XL, for any number of levels.
+    """The denoising U-Net of latent diffusion, for any number of levels.
 
-    Parameters carry the names of diffusers' `UNet2DConditionModel`. A new network starts with its output at
-    zero and its blocks adding nothing; loading a checkpoint overwrites that.
+    Parameters carry the names of diffusers' `UNet2DConditionModel`, or with plain attention those of its
+    `UNet2DModel`. A new network starts with its output at zero and its blocks adding nothing; loading a
+    checkpoint overwrites that.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -238,7 +295,7 @@ class UNet(nn.Module):
 
 
 def zero_output_layers(unet: UNet) -> None:
-    """Zero the output conv and the last layer of each residual block and transformer, in place.
+    """Zero the output conv and the last layer of each residual block and attention, in place.
 
     Blocks then add nothing to their input at first, which keeps early training stable (Ho et al. 2020,
     Dhariwal and Nichol 2021).
@@ -249,6 +306,8 @@ def zero_output_layers(unet: UNet) -> None:
             layers.append(module.conv2)
         elif isinstance(module, SpatialTransformer):
             layers.append(module.proj_out)
+        elif isinstance(module, SpatialAttention):
+            layers.append(module.to_out[0])
     for layer in layers:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
