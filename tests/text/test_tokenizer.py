@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,6 +76,59 @@ def test_known_clip_ids(shared: Path, tmp_path: Path) -> None:
     assert ids == [49406, 320, 1125, 539, 320, 2368] + [49407] * 71
 
 
+def test_released_merges_alone_give_the_published_ids(shared: Path, tmp_path: Path) -> None:
+    write_clip_folder(tmp_path, shared, EOS)
+    published = Tokenizer.from_folder(tmp_path)
+    file = shared / "data/tokenizers/bpe_simple_vocab_16e6.txt.gz"
+    tokenizer = Tokenizer.from_folder(file)
+    assert tokenizer.vocab == published.vocab and tokenizer.merges == published.merges
+    assert tokenizer.encode(["a photo of a cat"])[0, :8].tolist() == [
+        *(49406, 320, 1125, 539, 320, 2368),
+        *(49407, 49407),
+    ]
+    (tmp_path / "released").mkdir()
+    shutil.copy(file, tmp_path / "released")
+    assert Tokenizer.from_folder(tmp_path / "released", pad="!").pad_token_id == 0
+
+
+def test_damaged_merges_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    whole = gzip.compress(b"header\na b\n")
+    for content, message in [
+        (b"version https://git-lfs", "not OpenAI's"),
+        (whole[:-9], "not OpenAI's"),
+        (whole, "not two tokens"),
+        (gzip.compress(b"header\na b"), "1 merges, expected a header and 48894"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message) as error:
+            Tokenizer.from_folder(tmp_path)
+        assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_padding_is_read_from_either_file_of_settings(name: str, tmp_path: Path) -> None:
+    train_bpe(CAPTIONS * 3, 600, 20).save(tmp_path)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = json.loads((tmp_path / file).read_text())
+        settings.pop("pad_token")
+        (tmp_path / file).write_text(json.dumps(settings | ({"pad_token": "!"} if file == name else {})))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.pad_token_id == tokenizer.vocab["!"] == 0
+    assert torch.equal(tokenizer.encode(PROMPTS), reference_ids(tmp_path, PROMPTS))
+    assert Tokenizer.from_folder(tmp_path, pad=EOS).pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_whole_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+    tokenizer = train_bpe(CAPTIONS * 3, 600, 20)
+    model = {"vocab": tokenizer.vocab, "merges": [" ".join(pair) for pair in tokenizer.merges]}
+    whole = {"model": {**model, "end_of_word_suffix": WORD_END}}  # without a type, as in files of 2020
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    read = Tokenizer.from_folder(tmp_path)
+    assert read.context_length == 77
+    assert torch.equal(read.encode(PROMPTS, 20), tokenizer.encode(PROMPTS))
+
+
 def test_random_texts_equal_those_of_transformers(shared: Path, tmp_path: Path) -> None:
     write_clip_folder(tmp_path, shared, EOS)
     source = random.Random(0)
@@ -113,6 +167,9 @@ def test_rows_have_start_end_and_padding() -> None:
     assert short[0] == bos and short[2:] == [eos] * 6 and tokenizer.count("a") == 1
     assert long[0] == bos and long[-1] == eos and eos not in long[:-1] and tokenizer.count("a " * 50) == 50
     assert tokenizer.encode([]).shape == (0, 8)
+    assert tokenizer.encode(["a"], 4)[0].tolist() == [bos, short[1], eos, eos]
+    with pytest.raises(InputError, match="length = 2 must be at least 3"):
+        tokenizer.encode(["a"], 2)
 
 
 def test_training_is_deterministic_and_ignores_the_order_of_captions() -> None:
@@ -182,6 +239,6 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
             Tokenizer.from_folder(tmp_path)
         assert str(tmp_path) in str(error.value)
     (tmp_path / "vocab.json").unlink()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
     with pytest.raises(InputError, match="not CLIP's tokenizer"):
         Tokenizer.from_folder(tmp_path)

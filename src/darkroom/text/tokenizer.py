@@ -1,12 +1,14 @@
 """CLIP's byte-level BPE (Radford et al. 2021): texts to token ids, and a vocabulary learned from captions."""
 
+import gzip
 import heapq
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
@@ -14,7 +16,17 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from darkroom.errors import InputError
-from darkroom.files import atomic_write
+from darkroom.text.tokenizer_files import (
+    MARKS,
+    SETTINGS,
+    WHOLE,
+    length_in,
+    read_json,
+    read_settings,
+    read_text,
+    read_whole,
+    write_files,
+)
 
 Pair = tuple[str, str]
 
@@ -24,8 +36,9 @@ CLIP_LENGTH = 77
 # What CLIP calls a word: a mark, an English contraction, letters, one digit, or anything else but spaces.
 WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
-VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
-SETTINGS, MARKS = "tokenizer_config.json", "special_tokens_map.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
+# OpenAI's release: a header and more merges than CLIP has; the tokens follow from those that it has.
+RELEASED_MERGES, RELEASED_COUNT = "bpe_simple_vocab_16e6.txt.gz", 48894
 
 NORMALIZER = normalizers.Sequence(
     [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -36,6 +49,39 @@ WORDS = pre_tokenizers.Sequence(
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ]
 )
+
+
+class TextTokenizer(Protocol):
+    """What every tokenizer offers: `Tokenizer` (CLIP's), `T5Tokenizer`, `BertTokenizer`."""
+
+    context_length: int
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, the special ones included."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id that ends every text."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills a row after its end."""
+        ...
+
+    def encode(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+        """Ids (B, length), int64; `length` is `context_length` unless given."""
+        ...
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has without its marks, before any cut."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `from_folder` and transformers read."""
+        ...
 
 
 class Tokenizer:
@@ -72,20 +118,22 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_folder(cls, path: Path) -> "Tokenizer":
+    def from_folder(cls, path: Path, *, pad: str | None = None) -> "Tokenizer":
         """Read CLIP's `vocab.json` and `merges.txt`, or else `tokenizer.json`, with the settings beside them.
 
-        Raises InputError naming the file that is missing, damaged, or of another kind of tokenizer.
+        OpenAI's `bpe_simple_vocab_16e6.txt.gz`, in the folder or given itself, does too. `pad` overrides
+        what the settings pad with: SD 2 and the second tokenizer of SDXL pad with "!". Raises InputError
+        naming the file that is missing, damaged, or of another kind of tokenizer.
         """
         path = Path(path)
-        settings = _settings(path)
-        vocab, merges = _vocabulary(path)
-        length = settings.get("model_max_length")
-        # Without a limit, transformers writes one of 1e30.
-        length = length if isinstance(length, int) and length < 1_000_000 else CLIP_LENGTH
-        marks = {name: _content(settings[f"{name}_token"]) for name in ("bos", "eos", "pad")}
+        folder = path if path.is_dir() else path.parent
+        defaults = {"bos_token": BOS, "eos_token": EOS, "pad_token": None}
+        settings = defaults | read_settings(folder, "CLIP")
+        vocab, merges = _released(path) if path.is_file() else _vocabulary(path)
+        marks = {name: settings[f"{name}_token"] for name in ("bos", "eos", "pad")}
+        marks["pad"] = marks["pad"] if pad is None else pad
         try:
-            return cls(vocab, merges, context_length=length, **marks)
+            return cls(vocab, merges, context_length=length_in(settings, CLIP_LENGTH), **marks)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -109,14 +157,14 @@ class Tokenizer:
         """The id that fills a row after its end; CLIP's is the end itself."""
         return self.vocab[self.pad]
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Ids (B, context_length), int64: start, tokens, end, padding; long texts are cut before the end."""
-        room = self.context_length - 2
-        rows = []
-        for encoding in self.backend.encode_batch(list(texts)):
-            ids = [self.bos_token_id, *encoding.ids[:room], self.eos_token_id]
-            rows.append(ids + [self.pad_token_id] * (self.context_length - len(ids)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.context_length)
+    def encode(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+        """Ids (B, length), int64: start, tokens, end, padding; long texts are cut before the end.
+
+        `length` is `context_length` unless given. Raises InputError if it leaves no room for a token.
+        """
+        length = self.context_length if length is None else length
+        marks = ((self.bos_token_id,), self.eos_token_id, self.pad_token_id)
+        return padded_rows(self.backend, texts, length, *marks)
 
     def count(self, text: str) -> int:
         """How many tokens a text has without its marks, before any cut; `context_length - 2` of them fit."""
@@ -127,8 +175,6 @@ class Tokenizer:
 
         Raises DarkroomError if the folder cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         marks = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad, "unk_token": self.eos}
         settings = {
             "tokenizer_class": "CLIPTokenizer",
@@ -145,9 +191,7 @@ class Tokenizer:
             MARKS: json.dumps(marks, indent=2),
             SETTINGS: json.dumps(settings, indent=2),
         }
-        for name, text in contents.items():
-            with atomic_write(folder / name) as draft:
-                draft.write_text(text, encoding="utf-8")
+        write_files(folder, contents)
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
@@ -171,8 +215,14 @@ def train_bpe(captions: Iterable[str], vocab_size: int, context_length: int) -> 
             break
         merges[pair] = None
         tokens["".join(pair)] = None
-    vocab = {token: index for index, token in enumerate([*tokens, BOS, EOS])}
-    return Tokenizer(vocab, list(merges), context_length=context_length)
+    return Tokenizer(_vocab_of(merges), list(merges), context_length=context_length)
+
+
+def _vocab_of(merges: Iterable[Pair]) -> dict[str, int]:
+    """CLIP's order of tokens: bytes, bytes that end a word, what each merge makes, the two marks."""
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*bytes_, *(byte + WORD_END for byte in bytes_), *map("".join, merges), BOS, EOS]
+    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _word_counts(captions: Iterable[str]) -> dict[tuple[str, ...], int]:
@@ -256,31 +306,32 @@ def _backend(vocab: dict[str, int], merges: list[Pair], unknown: str) -> Backend
 
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[Pair]]:
-    """Tokens and merges from CLIP's two files, or from the one that holds a whole tokenizer."""
+    """Tokens and merges from CLIP's two files, from the one that holds a whole tokenizer, or OpenAI's."""
     if (folder / VOCAB).is_file():
-        vocab, merges = _read_json(folder / VOCAB), _read(folder / MERGES).splitlines()
+        vocab, merges = read_json(folder / VOCAB), read_text(folder / MERGES).splitlines()
         merges = merges[1:] if merges and merges[0].startswith("#version") else merges
         return vocab, [_pair(folder / MERGES, line) for line in merges if line]
+    if not (folder / WHOLE).is_file() and (folder / RELEASED_MERGES).is_file():
+        return _released(folder / RELEASED_MERGES)
     if not (folder / WHOLE).is_file():
-        raise InputError(f"{folder}: no tokenizer here: expected {VOCAB} and {MERGES}, or {WHOLE}")
-    model = _read_json(folder / WHOLE).get("model", {})
-    if model.get("type") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
+        wanted = f"{VOCAB} and {MERGES}, {WHOLE}, or {RELEASED_MERGES}"
+        raise InputError(f"{folder}: no tokenizer of CLIP here: expected {wanted}")
+    model = read_whole(folder / WHOLE)["model"]
+    if model["type"] != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         raise InputError(f"{folder / WHOLE}: not CLIP's tokenizer: BPE with the word end {WORD_END!r}")
     return model["vocab"], [_pair(folder / WHOLE, merge) for merge in model["merges"]]
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Marks and length: CLIP's own, overridden by the files that are there, the main one last."""
-    settings: dict[str, Any] = {"bos_token": BOS, "eos_token": EOS, "pad_token": None}
-    for name in (MARKS, SETTINGS):
-        if (folder / name).is_file():
-            settings |= _read_json(folder / name)
-    return settings
-
-
-def _content(token: str | Mapping[str, Any] | None) -> Any:
-    """The text of a special token, which files write bare or with how it is matched."""
-    return token["content"] if isinstance(token, Mapping) else token
+def _released(path: Path) -> tuple[dict[str, int], list[Pair]]:
+    """Tokens and merges from OpenAI's file of merges alone."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not OpenAI's {RELEASED_MERGES}: {error}") from error
+    merges = [_pair(path, line) for line in lines[1 : RELEASED_COUNT + 1]]
+    if len(merges) != RELEASED_COUNT:
+        raise InputError(f"{path}: {len(merges)} merges, expected a header and {RELEASED_COUNT} of them")
+    return _vocab_of(merges), merges
 
 
 def _pair(path: Path, merge: str | Sequence[str]) -> Pair:
@@ -290,18 +341,18 @@ def _pair(path: Path, merge: str | Sequence[str]) -> Pair:
     return parts[0], parts[1]
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+def padded_rows(
+    backend: Backend, texts: Sequence[str], length: int, start: Sequence[int], end: int, pad: int
+) -> Tensor:
+    """Ids (B, length), int64: start, the texts' tokens, end, padding; long texts are cut before the end.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
+    Raises InputError if there is no room for a token.
+    """
+    room = length - len(start) - 1
+    if room < 1:
+        raise InputError(f"tokenizer: length = {length} must be at least {len(start) + 2}: marks and a token")
+    rows = []
+    for encoding in backend.encode_batch(list(texts), add_special_tokens=False):
+        ids = [*start, *encoding.ids[:room], end]
+        rows.append(ids + [pad] * (length - len(ids)))
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, length)
