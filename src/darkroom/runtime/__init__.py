@@ -1,0 +1,1 @@
+"""How networks run on a device: precision, memory and speed, applied to them from outside."""
