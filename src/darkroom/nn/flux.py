@@ -258,11 +258,10 @@ class Flux(nn.Module):
         assert extra.pooled is not None
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         vector = self.time_in(timestep_embedding(timestep, FREQUENCIES).to(x.dtype))
-        vector = vector + self.vector_in(extra.pooled.to(x.dtype))
-        if extra.guidance is None:
-            return vector
-        guidance = timestep_embedding(extra.guidance * GUIDANCE_FACTOR, FREQUENCIES)
-        return vector + self.guidance_in(guidance.to(x.dtype))
+        if extra.guidance is not None:
+            guidance = timestep_embedding(extra.guidance * GUIDANCE_FACTOR, FREQUENCIES)
+            vector = vector + self.guidance_in(guidance.to(x.dtype))
+        return vector + self.vector_in(extra.pooled.to(x.dtype))
 
 
 def pack(x: Tensor) -> Tensor:
@@ -276,11 +275,11 @@ def unpack(tokens: Tensor, rows: int) -> Tensor:
 
 
 def positions(text_length: int, grids: list[tuple[int, int]]) -> Tensor:
-    """The place (picture, row, column) of every token, float64 (L + N, 3): zeros for the text."""
-    places = [torch.zeros(text_length, 3, dtype=torch.float64)]
+    """The place (picture, row, column) of every token, int64 (L + N, 3): zeros for the text."""
+    places = [torch.zeros(text_length, 3, dtype=torch.int64)]
     for picture, (rows, columns) in enumerate(grids):
         axes = (torch.tensor([picture]), torch.arange(rows), torch.arange(columns))
-        places.append(torch.cartesian_prod(*axes).double())
+        places.append(torch.cartesian_prod(*axes))
     return torch.cat(places)
 
 
@@ -289,22 +288,26 @@ def rotations(
 ) -> Rotation:
     """Cosines and sines (L + N, 1, d / 2) of the angles that each token's heads are rotated by, float32.
 
-    Computed in float64 on the host, since some devices have no float64.
+    Computed in float64 on the host, since some devices have no float64, and once for each place: a picture's
+    tokens are thousands, but its places along an axis few.
     """
-    places, angles = positions(text_length, grids), []
-    for axis, width in enumerate(config.axes):
+    places, cosines, sines = positions(text_length, grids), [], []
+    sizes = (places.amax(dim=0) + 1).tolist()
+    for place, size, width in zip(places.to(device).unbind(1), sizes, config.axes, strict=True):
         exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-        angles.append(places[:, axis, None] * MAX_PERIOD**-exponents)
-    whole = torch.cat(angles, dim=1)[:, None]
-    return whole.cos().float().to(device), whole.sin().float().to(device)
+        angles = torch.arange(size, dtype=torch.float64)[:, None] * MAX_PERIOD**-exponents  # (size, width/2)
+        cosines.append(angles.cos().float().to(device)[place])
+        sines.append(angles.sin().float().to(device)[place])
+    return torch.cat(cosines, dim=1)[:, None], torch.cat(sines, dim=1)[:, None]
 
 
 def rotate_pairs(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate neighbouring numbers of heads (B, L, H, d) as pairs, in float32 (Su et al. 2021)."""
     cos, sin = rotation
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    # The products are float32, since the cosines are: no copy of x in float32 is read and written for them.
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    return torch.stack([half.to(x.dtype) for half in turned], dim=-1).flatten(-2)
 
 
 def rotated_attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
