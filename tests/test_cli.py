@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from darkroom import cli
+from darkroom.checkpoint import summary
 from darkroom.images import parse_parameters, read_parameters
 from tests.tiny import tiny_model
 
@@ -147,11 +148,14 @@ def test_reconstruct_shows_picture_reconstruction_and_error(
 def test_models_lists_what_is_bundled(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cli, "bundled", lambda: {"darkroom-mini": Path(model)})
+    monkeypatch.setattr(summary, "bundled", lambda: {"darkroom-mini": Path(model)})
     assert run("models") == 0
-    header, row = capsys.readouterr().out.splitlines()
+    _, _, header, row, *rest = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["name", "year", "picture"]
     assert row.split()[:4] == ["darkroom-mini", "2026", "32x32", "4x8x8"]
+    table = "\n".join(rest)
+    assert "859.52 M" in table and "11.90 B" in table and "no commercial use" in table
+    assert "FLUX.1 [pro] is closed" in table
 
 
 def test_train_takes_overrides_as_dotted_names(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_an_empty_prompt_is_fine_and_equals_no_guidance(pipe: Pipeline) -> None:
 
 def test_a_long_prompt_warns_how_much_is_cut(pipe: Pipeline) -> None:
     prompt = "red apple " * 20
-    count = pipe.model.tokenizer.count(prompt)
+    count = pipe.model.texts[0].tokenizer.count(prompt)
     with pytest.warns(
         UserWarning, match=rf"has {count} tokens: this model reads 14, so the last {count - 14} are cut"
     ):
@@ -166,8 +166,14 @@ def test_a_long_prompt_warns_how_much_is_cut(pipe: Pipeline) -> None:
         ({"seed": -1}, "seed"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"latents": torch.zeros(1, 4, 4, 8)}, r"latents must have shape \(1, 4, 8, 8\), not \(1, 4, 4, 8\)"),
-        ({"prompt": []}, "prompt must be a text or a list"),
-        ({"prompt": [3]}, "prompt must be a text or a list"),
+        ({"prompt": []}, "prompt must be a text, the number of a class, or a list"),
+        ({"prompt": [3.5]}, "prompt must be a text, the number of a class, or a list"),
+        ({"stepz": 3}, "unknown option 'stepz': did you mean 'steps'"),
+        ({"strength": 1.5}, "strength must be in 0 ... 1, not 1.5"),
+        ({"compat": "diffuser"}, "unknown compat 'diffuser': did you mean 'diffusers'"),
+        ({"mask": torch.zeros(1, 3, 32, 32)}, "has no use for `mask`"),
+        ({"image": torch.zeros(1, 3, 32, 36)}, "width must divide by 8"),
+        ({"image": torch.zeros(3, 3, 32, 32)}, "3 of `image` were given for 1 to draw"),
         ({"schedule": "trailing"}, "'trailing' is not defined on a 'flow' path"),
     ],
 )
@@ -182,7 +188,7 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such model folder"):
         darkroom.load(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a model is a folder"):
+    with pytest.raises(InputError, match="truncated, or not a safetensors file"):
         darkroom.load(tmp_path / "file")
 
 

@@ -13,6 +13,7 @@ from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.unet import UNet, UNetConfig
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
+from darkroom.text.conditioning import TextPart
 from darkroom.text.tokenizer import train_bpe
 
 CAPTIONS = ["red apple, 3d style", "a rocket, flat style", "an octopus, blob style", "a photo of a banana"]
@@ -64,8 +65,7 @@ def tiny_parts(*, context_dim: int = 16, quant_conv: bool = False) -> Model:
     return Model(
         autoencoder=autoencoder,
         denoiser=Denoiser(network, path, "flow"),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        texts=(TextPart(text_encoder, tokenizer),),
         spec=spec,
     )
 

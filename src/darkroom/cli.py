@@ -7,25 +7,27 @@ mistakes are answered at once.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
-from darkroom.presets import CARDS, DEFAULT_MODEL, bundled, model_folder
+from darkroom.presets import CARDS, DEFAULT_MODEL, model_folder
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Progress
+    from darkroom.pipeline import Pipeline, Progress
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeText = Annotated[str | None, arg(metavar="STR")]
+MaybePath = Annotated[Path | None, arg(metavar="PATH")]
 
 
 def demo(
@@ -54,19 +56,102 @@ def demo(
     print(f"{output}: {len(shown.prompts)} pictures")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model draws, and where."""
+
+    model: str = DEFAULT_MODEL
+    """A bundled model, a model folder (darkroom's or diffusers'), or an original file."""
+    parts: tuple[Path, ...] = ()
+    """Further files with what the model lacks, such as an autoencoder or text encoders."""
+    tokenizers: MaybePath = None
+    """Where to look first for tokenizers that no file holds."""
+    family: MaybeText = None
+    """What an original file is where names and shapes leave it open; see darkroom models."""
+    refiner: MaybeText = None
+    """A second model that draws the last steps, such as SDXL's refiner."""
+    device: MaybeText = None
+    """Where to compute, such as cpu or cuda:1; an accelerator if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights."""
+
+    def check(self) -> None:
+        """Raise InputError for what is not there, before anything is loaded."""
+        _check_files(self.parts)
+        _check_models(name for name in (self.model, self.refiner) if name is not None)
+
+    def load(self) -> tuple["Pipeline", "Pipeline | None"]:
+        """The model, and its refiner if there is one."""
+        import torch
+
+        from darkroom.pipeline import load
+
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        both = {"tokenizers": self.tokenizers, "device": self.device, "dtype": dtype}
+        pipe = load(self.model, parts=self.parts, family=self.family, **both)
+        return pipe, None if self.refiner is None else load(self.refiner, **both)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Pictures that a drawing starts from or follows."""
+
+    image: MaybePath = None
+    """A picture to start from, to paint in, to enlarge or to edit, as the model is for."""
+    mask: MaybePath = None
+    """White where to paint."""
+    control: MaybePath = None
+    """A depth map or a picture of edges, for models that follow one."""
+    image_prompt: MaybePath = None
+    """A picture as a prompt, for FLUX, with --redux."""
+    redux: MaybePath = None
+    """FLUX.1 Redux: diffusers' folder, or its file beside SigLIP's folder image_encoder."""
+    strength: MaybeFloat = None
+    """How far to go from the picture, 0 to 1."""
+    noise_level: int = 20
+    """How much noise the x4 upscaler adds to its picture first, 0 to 350."""
+
+    def paths(self) -> dict[str, Path]:
+        """The pictures that are given; InputError for one that is not there."""
+        given = {"image": self.image, "mask": self.mask, "control": self.control}
+        _check_files(path for path in (*given.values(), self.image_prompt, self.redux) if path is not None)
+        if (self.image_prompt is None) != (self.redux is None):
+            raise InputError("--image-prompt and --redux go together: the picture, and what reads it")
+        return {name: path for name, path in given.items() if path is not None}
+
+    def options(self) -> dict[str, object]:
+        """What they are called in a call of the library."""
+        from PIL.Image import fromarray
+
+        from darkroom.data.folder import load_picture
+
+        pictures = {name: fromarray(load_picture(path)) for name, path in self.paths().items()}
+        tokens = None
+        if self.image_prompt is not None and self.redux is not None:
+            from darkroom.adapters.redux import load_redux
+
+            tokens = load_redux(self.redux).tokens([fromarray(load_picture(self.image_prompt))])
+        options = {"image_prompt": tokens, "strength": self.strength, "noise_level": self.noise_level}
+        return {**pictures, **options}
+
+
 def generate(
     prompt: Positional[str],
     *,
     output: Output = Path("out.png"),
-    model: str = DEFAULT_MODEL,
+    chosen: Annotated[ModelOptions, arg(name="")] = ModelOptions(),
     negative: str = "",
     steps: MaybeInt = None,
     guidance: MaybeFloat = None,
+    true_guidance: float = 1.0,
     seed: MaybeInt = None,
     size: MaybeText = None,
     count: int = 1,
     sampler: MaybeText = None,
     schedule: MaybeText = None,
+    seen: Annotated[Seen, arg(name="")] = Seen(),
+    refiner_start: float = 0.8,
+    compat: str = "darkroom",
     exact: bool = False,
     no_metadata: bool = False,
     mkdir: bool = False,
@@ -74,47 +159,52 @@ def generate(
     """Draw pictures of a prompt.
 
     Args:
-        prompt: What to draw.
+        prompt: What to draw; the number of a class for models of classes, "" for models without prompts.
         output: The PNG to write; with a count of N, name-0.png to name-(N-1).png.
-        model: A bundled model or a model folder.
         negative: What not to draw.
         steps: Number of sampling steps; this and what follows come from the model if not given.
         guidance: How strongly the prompt guides; 1 turns guidance off.
+        true_guidance: Guidance by a second call, for models that are told the other one (FLUX.1 dev).
         seed: Decides the noise; picture k gets seed + k. Random if not given.
         size: N or WIDTHxHEIGHT, in pixels.
         count: Number of pictures.
         sampler: ddim, dpmpp_2m, euler or euler_ancestral.
         schedule: How the noise levels are spaced.
+        refiner_start: The share of the way after which the refiner goes on.
+        compat: Draw as another program does: diffusers, reference, comfy or a1111.
         exact: Make a picture's bytes independent of the others of the call, at some cost in time.
         no_metadata: Leave the parameters out of the PNG.
         mkdir: Make the output's folder if it does not exist.
     """
     _check_output(output, ".png", mkdir=mkdir)
     width, height = _parse_size(size)
-    model_folder(model)
+    chosen.check()
+    seen.paths()
     from darkroom.images import format_parameters, save_png
-    from darkroom.pipeline import load
 
-    pipe = load(model)
+    pipe, refiner = chosen.load()
+    options: dict[str, Any] = {
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "true_guidance_scale": true_guidance,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "count": count,
+        "sampler": sampler,
+        "schedule": schedule,
+        "refiner": refiner,
+        "refiner_start": refiner_start,
+        "compat": compat,
+        "exact": exact,
+    }
     with _bar("drawing") as on_step:
-        result = pipe(
-            prompt,
-            negative_prompt=negative,
-            steps=steps,
-            guidance_scale=guidance,
-            seed=seed,
-            width=width,
-            height=height,
-            count=count,
-            sampler=sampler,
-            schedule=schedule,
-            exact=exact,
-            on_step=on_step,
-        )
+        result = pipe(prompt, on_step=on_step, **options, **seen.options())
     names = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path, image, seed_, made in zip(names, result.images, result.seeds, result.parameters, strict=True):
+    for path, drawn, seed_, made in zip(names, result.images, result.seeds, result.parameters, strict=True):
         save_png(
-            path, image, None if no_metadata else format_parameters(made.prompt, made.negative, made.values)
+            path, drawn, None if no_metadata else format_parameters(made.prompt, made.negative, made.values)
         )
         print(f"{path}: seed {seed_}")
 
@@ -149,16 +239,16 @@ def encode(
     Args:
         images: Picture files.
         output: The file to write; it holds one tensor (channels, height / f, width / f) for each name.
-        model: A bundled model, a model folder, or a folder with an autoencoder.
+        model: A bundled model, a model folder or file, or one with an autoencoder alone.
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
     _check_output(output, ".safetensors", mkdir=mkdir)
     _check_images(images, size)
-    folder = model_folder(model)
+    _check_models([model])
     from darkroom.codec import encode_files
 
-    for name, latents in encode_files(folder, images, output, size).items():
+    for name, latents in encode_files(model, images, output, size).items():
         print(f"{name}: {'x'.join(map(str, latents.shape))}")
 
 
@@ -175,45 +265,38 @@ def reconstruct(
     Args:
         images: Picture files.
         output: The PNG to write, one picture a row.
-        model: A bundled model, a model folder, or a folder with an autoencoder.
+        model: A bundled model, a model folder or file, or one with an autoencoder alone.
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
     _check_output(output, ".png", mkdir=mkdir)
     _check_images(images, size)
-    folder = model_folder(model)
+    _check_models([model])
     from darkroom.codec import comparison, reconstruct_files
     from darkroom.images import save_png
 
-    reconstructions = reconstruct_files(folder, images, size)
+    reconstructions = reconstruct_files(model, images, size)
     save_png(output, comparison(reconstructions))
     for path, made in zip(images, reconstructions, strict=True):
         print(f"{path}: {made.psnr:.2f} dB")
 
 
 def models() -> None:
-    """List the models that come with the package."""
-    from darkroom.checkpoint.summary import summarise
+    """List the models that come with the package, and the families that can be loaded."""
+    from darkroom.checkpoint.summary import bundled_rows, family_rows
 
-    header = (
-        "name",
-        "year",
-        "picture",
-        "latents",
-        "autoencoder",
-        "denoiser",
-        "text encoder",
-        "on disk",
-        "licence",
-    )
-    rows: list[tuple[str, ...]] = [header]
-    for name, folder in bundled().items():
-        s, card = summarise(folder), CARDS[name]
-        counts = [f"{count / 1e6:.2f} M" for count in (s.autoencoder, s.denoiser, s.text_encoder)]
-        latents, size = "x".join(map(str, s.latent_shape)), f"{s.size / 1e6:.1f} MB"
-        rows.append((name, str(card.year), f"{s.width}x{s.height}", latents, *counts, size, card.licence))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    for row in rows:
+    print("With the package:\n")
+    _print_table(bundled_rows())
+    print("\nFamilies that are read from your files:\n")
+    _print_table(family_rows())
+    print("\nFLUX.1 [pro] is closed: its weights were never published. flux-dev is what comes nearest.")
+
+
+def _print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Rows of text in columns, the first row their names."""
+    table = list(rows)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
@@ -229,8 +312,8 @@ def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = Fa
     folder = model_folder(model)
     from darkroom.checkpoint.export import export_diffusers
 
-    export_diffusers(folder, output)
-    print(f"{output}: open it with diffusers' StableDiffusionPipeline.from_pretrained")
+    pipeline = export_diffusers(folder, output)
+    print(f"{output}: open it with diffusers' {pipeline}.from_pretrained")
 
 
 def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
@@ -335,9 +418,20 @@ def _check_images(images: Sequence[Path], size: int | None) -> None:
         raise InputError("name at least one picture")
     if size is not None and size < 1:
         raise InputError(f"size must be 1 or more, not {size}")
-    for path in images:
-        if not path.is_file():
+    _check_files(images)
+
+
+def _check_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not path.exists():
             raise InputError(f"{path}: no such file")
+
+
+def _check_models(names: Iterable[str]) -> None:
+    """Raise InputError, before torch is imported, for a model that is not there."""
+    for name in names:
+        if not Path(name).is_file():
+            model_folder(name)
 
 
 def _parse_size(text: str | None) -> tuple[int | None, int | None]:

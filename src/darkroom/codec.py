@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from darkroom.checkpoint.build import Autoencoder
 from darkroom.checkpoint.io import save_tensors
-from darkroom.checkpoint.model import Autoencoder, load_model_autoencoder
+from darkroom.checkpoint.load import load_any_autoencoder
 from darkroom.config import to_json
 from darkroom.data.folder import load_picture
 from darkroom.errors import InputError
@@ -30,28 +31,28 @@ class Reconstruction:
 
 
 def encode_files(
-    model_folder: Path, images: Sequence[Path], out: Path, size: int | None = None
+    model: str | Path, images: Sequence[Path], out: Path, size: int | None = None
 ) -> dict[str, Tensor]:
     """Write the latents (C, h, w) of pictures, by the names given, to one safetensors file, and return them.
 
     The header holds the latent space, so that the file can be read without the model. `size` is as in
     `read_image`. Raises InputError for a picture that cannot be read or encoded, before anything is written.
     """
-    autoencoder = load_model_autoencoder(model_folder)
+    autoencoder = load_any_autoencoder(model)
     latents = {
         str(path): _encode(autoencoder, read_image(path, autoencoder.config.stride, size))
         for path in _shown(images)
     }
-    metadata = {"format": "pt", "latent_space": to_json(autoencoder.latent_space), "model": model_folder.name}
+    metadata = {"format": "pt", "latent_space": to_json(autoencoder.latent_space), "model": Path(model).name}
     save_tensors(out, latents, metadata)
     return latents
 
 
 def reconstruct_files(
-    model_folder: Path, images: Sequence[Path], size: int | None = None
+    model: str | Path, images: Sequence[Path], size: int | None = None
 ) -> list[Reconstruction]:
     """Encode and decode pictures; errors and `size` as in `encode_files`."""
-    autoencoder = load_model_autoencoder(model_folder)
+    autoencoder = load_any_autoencoder(model)
     stride = autoencoder.config.stride
     return [_reconstruct(autoencoder, read_image(path, stride, size)) for path in _shown(images)]
 

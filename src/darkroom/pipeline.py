@@ -4,54 +4,43 @@ prompt --tokens--> ids --text_states--> context --+
 seeds  --start_noise--> noise ---------denoise----+--> latents --decode--> image --to_pil--> PIL
 """
 
-import math
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from darkroom.checkpoint.model import Model, load_model
-from darkroom.diffusion.brownian import BrownianNoise
+from darkroom.checkpoint.load import load_any
+from darkroom.checkpoint.model import Model
+from darkroom.compat import NoiseSource, noise_source
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from darkroom.diffusion.samplers import SAMPLERS, Step
-from darkroom.diffusion.schedules import SCHEDULES
-from darkroom.errors import InputError, unknown
+from darkroom.errors import unknown
 from darkroom.images import Parameters, to_pil
-from darkroom.nn.dit import DiTConfig
-from darkroom.nn.unet import UNetConfig
-from darkroom.presets import model_folder
-from darkroom.rng import image_noise, image_seeds
+from darkroom.inputs import CONTROLLED, Shown, shown
+from darkroom.nn.autoencoder_kl import AutoencoderKL
+from darkroom.nn.dit import DiT
+from darkroom.request import (
+    Options,
+    Request,
+    check,
+    complete,
+    distilled,
+    latent_shape,
+    size_multiple,
+    stages,
+    starting_image,
+)
+from darkroom.runtime.precision import guard_half, pick_dtype
+from darkroom.text.conditioning import Ids, Picture
 
-BATCH_SIZE = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One call, checked, every default filled in; `prompts` and `seeds` hold one per picture."""
-
-    prompts: tuple[str, ...]
-    negative_prompt: str
-    seeds: tuple[int, ...]
-    steps: int
-    guidance_scale: float
-    width: int
-    height: int
-    sampler: str
-    schedule: str
-    latents: Tensor | None
-    batch_size: int
-
-    def batches(self) -> list[range]:
-        """The pictures' numbers, at most `batch_size` at a time."""
-        count = len(self.prompts)
-        return [range(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size)]
+# Seeing these comes before the first noise in the order of draws of the programs that draw in order.
+SEEN_FIRST = ("upscale", *CONTROLLED)
 
 
 @dataclass(frozen=True)
@@ -79,20 +68,35 @@ class Result:
 
 
 def load(
-    name_or_folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    parts: Sequence[str | Path] = (),
+    tokenizers: str | Path | None = None,
+    family: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> "Pipeline":
-    """Open a bundled model by its name, or a model folder by its path.
+    """Open a bundled model by its name, or a model folder or file by its path.
 
-    The networks go to `device` (an accelerator if there is one, else the CPU), in `dtype` (float32).
-    Raises InputError if there is no such model, or if its files are damaged or do not fit each other.
+    Folders are darkroom's or diffusers', files those of the original releases. `parts` are further files or
+    folders with what is not in the first one, such as an autoencoder or text encoders, and take precedence;
+    `tokenizers` is where to look first for tokenizers that no file holds. `family` says what an original file
+    is where names and shapes leave it open, such as "flux-kontext" (`darkroom models` lists them). The
+    networks go to `device` (an accelerator if there is one, else the CPU), in `dtype` (float32 on a CPU, else
+    bfloat16 where the device has it). Raises InputError if there is no such model, or if its files are
+    damaged or do not fit each other.
     """
-    folder = model_folder(name_or_folder)
     device = torch.device(device) if device else default_device()
-    model = load_model(folder, dtype=dtype or torch.float32)
-    for network in (model.autoencoder, model.network, model.text_encoder):
+    dtype = pick_dtype(device, dtype)
+    model = load_any(name_or_path, parts=parts, tokenizers=tokenizers, family=family, dtype=dtype)
+    networks = {"autoencoder": model.autoencoder, "denoiser": model.network}
+    networks |= {f"text encoder {n}": part.encoder for n, part in enumerate(model.texts, start=1)}
+    for name, network in networks.items():
         network.requires_grad_(False).to(device)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Pipeline(model, name=folder.resolve().name)
+        if dtype == torch.float16:
+            guard_half(network, name)
+    return Pipeline(model, name=Path(name_or_path).resolve().name)
 
 
 def default_device() -> torch.device:
@@ -116,46 +120,20 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | int | Sequence[str | int],
         *,
-        negative_prompt: str = "",
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        count: int = 1,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        latents: Tensor | None = None,
         output: Literal["image", "latents"] = "image",
-        exact: bool = False,
-        batch_size: int | None = None,
         on_step: Callable[[Progress], None] | None = None,
+        **options: Unpack[Options],
     ) -> Result:
-        """Draw `count` pictures of each prompt; picture k of the call has seed + k (a random one when None).
+        """Draw pictures of each prompt, or of each class where the model has classes; see `Options`.
 
-        What is None comes from the model. `latents` replaces the seeds' noise: unit variance, (pictures,
-        channels, height / f, width / f). `exact` draws every picture alone, so that its bytes do not depend
-        on the others. `on_step` is called after each sampler step and may raise to stop. Raises InputError
-        for arguments that cannot be.
+        `on_step` is called after each sampler step and may raise to stop. Raises InputError for arguments
+        that cannot be.
         """
         if output not in ("image", "latents"):
             raise unknown("output", str(output), ("image", "latents"))
-        request = self.request(
-            prompt,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            width=width,
-            height=height,
-            count=count,
-            sampler=sampler,
-            schedule=schedule,
-            latents=latents,
-            batch_size=1 if exact else (BATCH_SIZE if batch_size is None else batch_size),
-        )
+        request = self.request(prompt, **options)
         made, images = [], []
         with torch.no_grad():
             for number, batch in enumerate(request.batches()):
@@ -169,135 +147,172 @@ class Pipeline:
             parameters=[self._parameters(request, k) for k in range(len(request.prompts))],
         )
 
-    def request(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str = "",
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        count: int = 1,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        latents: Tensor | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Request:
+    def request(self, prompt: str | int | Sequence[str | int], **options: Unpack[Options]) -> Request:
         """A call's arguments with the model's defaults filled in; raises InputError for what cannot be."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) for text in prompts):
-            raise InputError("prompt must be a text or a list of at least one text")
-        _at_least_one(count=count, batch_size=batch_size)
-        prompts = [text for text in prompts for _ in range(count)]
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        defaults = self.model.spec.defaults
-        request = Request(
-            prompts=tuple(prompts),
-            negative_prompt=negative_prompt,
-            seeds=tuple(image_seeds(seed, len(prompts))),
-            steps=defaults.steps if steps is None else steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            width=defaults.width if width is None else width,
-            height=defaults.height if height is None else height,
-            sampler=defaults.sampler if sampler is None else sampler,
-            schedule=defaults.schedule if schedule is None else schedule,
-            latents=latents,
-            batch_size=batch_size,
-        )
-        self._check(request)
+        request = complete(self.model, prompt, options)
+        check(request, self.model)
+        self._warn_of_cuts((*request.prompts, request.negative_prompt), request)
         return request
 
-    def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to ids (B, L) on the device."""
-        return self.model.tokenizer.encode(prompts).to(self.device)
+    def tokens(self, prompts: Sequence[str], request: Request) -> Ids:
+        """Prompts to ids for each text encoder, on its device."""
+        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        return tuple(ids.to(self.device) for ids in conditioning.tokens(self.model.texts, prompts))
 
-    def text_states(self, ids: Tensor) -> Condition:
-        """Ids (B, L) to the context (B, L, D) that the denoiser attends to."""
-        return Condition(self.model.text_encoder(ids).last)
+    def text_states(self, ids: Ids, request: Request, *, negative: bool = False) -> Condition:
+        """Ids to the condition that the denoiser is told; `negative` for what guidance leads away from."""
+        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        blank = None
+        if negative and not request.negative_prompt and ids:
+            blank = torch.ones(len(ids[0]), dtype=torch.bool, device=self.device)
+        picture = Picture(
+            height=request.height,
+            width=request.width,
+            guidance_scale=request.guidance_scale,
+            sizes=request.sizes,
+            negative=negative,
+        )
+        return conditioning.condition(self.model.texts, ids, picture, blank)
 
-    def start_noise(self, request: Request, batch: range) -> Tensor:
-        """The unit-variance noise (B, C, h, w) that the pictures of `batch` start from."""
-        if request.latents is not None:
-            noise = request.latents[batch.start : batch.stop].float()
-        else:
-            noise = image_noise(request.seeds[batch.start : batch.stop], self.latent_shape(request), "start")
-        return noise.to(self.device).contiguous(memory_format=torch.channels_last)
+    def start(self, request: Request, batch: range, noise: NoiseSource, sigma: float) -> Tensor:
+        """The noisy latents (B, C, h, w) that the pictures of `batch` start from at level `sigma`."""
+        image = starting_image(request, self.model)
+        if image is not None:
+            image = image if len(image) == 1 else image[batch.start : batch.stop]
+            clean = self.encode(image, request, noise)
+            unit = self._unit_noise(request, batch, noise)
+            return self.model.denoiser.noisy(clean, unit, torch.full((len(unit),), sigma, device=unit.device))
+        path = self.model.denoiser.path
+        scale = request.compat.start_scale(path, sigma, request.schedule, request.sampler)
+        unit = self._unit_noise(request, batch, noise)
+        return (unit * scale).contiguous(memory_format=torch.channels_last)
 
     def denoise(
-        self, noise: Tensor, cond: Condition, uncond: Condition | None, request: Request, seeds: Sequence[int]
+        self,
+        x: Tensor,
+        cond: Condition,
+        uncond: Condition | None,
+        request: Request,
+        levels: Sequence[float],
+        noise: NoiseSource,
     ) -> Iterator[Step]:
-        """Unit-variance noise to latents, one sampler step at a time; the last step's `x` are the latents."""
-        denoiser, path = self.model.denoiser, self.model.denoiser.path
-        guide = ClassifierFreeGuidance(request.guidance_scale)
-        sigmas = SCHEDULES[request.schedule](path, request.steps)
-        between = BrownianNoise(seeds, noise.shape[1:])
-        guided = GuidedDenoiser(denoiser, cond, uncond, guide)
-        return SAMPLERS[request.sampler](guided, noise * path.start_scale(sigmas[0]), sigmas, noise=between)
+        """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents."""
+        guide = ClassifierFreeGuidance(self.guided_by(request), channels=self._guided_channels(request))
+        guided = GuidedDenoiser(self.model.denoiser, cond, uncond, guide)
+        return SAMPLERS[request.sampler](guided, x, levels, noise=noise)
+
+    def encode(self, image: Tensor, request: Request, noise: NoiseSource) -> Tensor:
+        """Images (B, 3, H, W) in −1..1 to latents (B, C, h, w), by the posterior's mean or a sample of it.
+
+        What Kontext edits is always the mean.
+        """
+        autoencoder = self.model.autoencoder
+        image = image.to(self.device, _dtype(autoencoder))
+        sampled = request.compat.posterior == "sample" and self.model.spec.beside != "reference"
+        if sampled and isinstance(autoencoder, AutoencoderKL):
+            posterior = autoencoder.posterior(image)
+            raw = posterior.sample(noise.like(posterior.mean, "posterior"))
+            return autoencoder.latent_space.normalise(raw).float()
+        return autoencoder.encode(image).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W) in about −1..1."""
         with torch.no_grad():
-            weight = self.model.autoencoder.last_layer
-            return self.model.autoencoder.decode(latents.to(weight.device, weight.dtype)).float()
-
-    def latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """Channels, height and width of a picture's latents."""
-        space = self.model.spec.latent_space
-        return space.channels, request.height // space.stride, request.width // space.stride
+            latents = latents.to(self.device, _dtype(self.model.autoencoder))
+            return self.model.autoencoder.decode(latents).float()
 
     @property
     def size_multiple(self) -> int:
         """What widths and heights must divide by, in pixels."""
-        return self.model.spec.latent_space.stride * _cells(self.model.network.config)
+        return size_multiple(self.model)
+
+    def conditions(self, request: Request, batch: range) -> tuple[Condition, Condition | None]:
+        """What the denoiser is told with the prompts of `batch`, and without; None where nothing guides."""
+        prompts = request.prompts[batch.start : batch.stop]
+        cond = self._condition(prompts, request, negative=False)
+        if request.image_prompt is not None and cond.context is not None:
+            tokens = request.image_prompt.to(cond.context)
+            tokens = tokens if len(tokens) == 1 else tokens[batch.start : batch.stop]
+            context = torch.cat([cond.context, tokens.expand(len(prompts), -1, -1)], dim=1)
+            cond = replace(cond, context=context)
+        if self.guided_by(request) == 1:
+            return cond, None
+        return cond, self._condition([request.negative_prompt] * len(prompts), request, negative=True)
+
+    def guided_by(self, request: Request) -> float:
+        """The scale of guidance by two calls of the network."""
+        return request.true_guidance_scale if distilled(self.model) else request.guidance_scale
+
+    def prepare(
+        self, request: Request, batch: range, noise: NoiseSource, sigma: float
+    ) -> tuple[Tensor, Condition, Condition | None]:
+        """What the first stage starts from at level `sigma`, and its conditions with all that it is shown."""
+        cond, uncond = self.conditions(request, batch)
+        if self.model.spec.beside in SEEN_FIRST:
+            seen = self._shown(request, batch, noise)
+            x = self.start(request, batch, noise, sigma)
+        else:
+            x = self.start(request, batch, noise, sigma)
+            seen = self._shown(request, batch, noise)
+        return x, seen.on(cond), None if uncond is None else seen.on(uncond)
 
     def _draw(
         self, request: Request, batch: range, number: int, on_step: Callable[[Progress], None] | None
     ) -> Tensor:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
-        prompts, seeds = request.prompts[batch.start : batch.stop], request.seeds[batch.start : batch.stop]
-        cond = self.text_states(self.tokens(prompts))
-        guided = request.guidance_scale != 1
-        uncond = self.text_states(self.tokens([request.negative_prompt] * len(prompts))) if guided else None
-        noise = x = self.start_noise(request, batch)
-        for step in self.denoise(noise, cond, uncond, request, seeds):
-            x = step.x
-            if on_step is not None:
-                done, batches = number * step.total + step.index + 1, len(request.batches())
-                on_step(Progress(done, batches * step.total, step))
+        seeds = request.seeds[batch.start : batch.stop]
+        noise = noise_source(request.compat.noise)(seeds, latent_shape(request, self.model))
+        (_, levels), *later = stages(request, self.model)
+        total = sum(len(part) - 1 for part in (levels, *(part for _, part in later)))
+        x, *conditions = self.prepare(request, batch, noise, levels[0])
+        runs = [(self, conditions, levels)]
+        runs += [(pipe, pipe.conditions(request, batch), part) for pipe, part in later if pipe is not None]
+        done = number * total
+        for pipe, (cond, uncond), part in runs:
+            for step in pipe.denoise(x, cond, uncond, request, part, noise):
+                x, done = step.x, done + 1
+                if on_step is not None:
+                    on_step(Progress(done, len(request.batches()) * total, step))
         return x
 
-    def _check(self, request: Request) -> None:
-        """Raise InputError for what this model cannot draw; warn of prompts that will be cut."""
-        if request.sampler not in SAMPLERS:
-            raise unknown("sampler", request.sampler, SAMPLERS)
-        if request.schedule not in SCHEDULES:
-            raise unknown("schedule", request.schedule, SCHEDULES)
-        _at_least_one(steps=request.steps, width=request.width, height=request.height)
-        if not math.isfinite(request.guidance_scale):
-            raise InputError(f"guidance_scale must be a finite number, not {request.guidance_scale}")
-        for name, value in (("width", request.width), ("height", request.height)):
-            if value % self.size_multiple:
-                below = value // self.size_multiple * self.size_multiple
-                near = " or ".join(str(n) for n in (below, below + self.size_multiple) if n)
-                raise InputError(
-                    f"{name} must divide by {self.size_multiple} for this model, as {near}, not {value}"
-                )
-        expected = (len(request.prompts), *self.latent_shape(request))
-        if request.latents is not None and tuple(request.latents.shape) != expected:
-            raise InputError(f"latents must have shape {expected}, not {tuple(request.latents.shape)}")
-        self._warn_of_cuts((*request.prompts, request.negative_prompt))
+    def _unit_noise(self, request: Request, batch: range, noise: NoiseSource) -> Tensor:
+        if request.latents is not None:
+            return request.latents[batch.start : batch.stop].float().to(self.device)
+        return noise.start(latent_shape(request, self.model)).to(self.device)
 
-    def _warn_of_cuts(self, prompts: Sequence[str]) -> None:
-        tokenizer = self.model.tokenizer
-        room = tokenizer.context_length - 2  # one token each for the start and the end
-        for prompt in dict.fromkeys(prompts):
-            count = tokenizer.count(prompt)
-            if count > room:
-                start = prompt if len(prompt) < 40 else prompt[:37] + "..."
-                cut = f"this model reads {room}, so the last {count - room} are cut"
-                warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=5)
+    def _condition(self, prompts: Sequence[str], request: Request, *, negative: bool) -> Condition:
+        """The condition of prompts, each different one read once."""
+        unique = list(dict.fromkeys(prompts))
+        cond = self.text_states(self.tokens(unique, request), request, negative=negative)
+        return cond.take(torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device))
+
+    def _shown(self, request: Request, batch: range, noise: NoiseSource) -> Shown:
+        """The pictures that the network sees beside the noisy latents."""
+        return shown(
+            self.model.spec.beside,
+            request.pictures.of(batch, self.device),
+            len(batch),
+            self.model.spec.latent_space,
+            encode=lambda image: self.encode(image, request, noise),
+            draw=lambda image: noise.like(image, "picture"),
+        )
+
+    def _guided_channels(self, request: Request) -> int | None:
+        return request.compat.guided_channels if isinstance(self.model.network, DiT) else None
+
+    def _warn_of_cuts(self, prompts: Sequence[str], request: Request) -> None:
+        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        for number, part in enumerate(self.model.texts, start=1):
+            if part.tokenizer is None:
+                continue
+            room = conditioning.room(part)
+            which = f"text encoder {number}" if len(self.model.texts) > 1 else "this model"
+            for prompt in dict.fromkeys(prompts):
+                count = part.tokenizer.count(prompt)
+                if count > room:
+                    start = prompt if len(prompt) < 40 else prompt[:37] + "..."
+                    cut = f"{which} reads {room}, so the last {count - room} are cut"
+                    warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=5)
 
     def _parameters(self, request: Request, k: int) -> Parameters:
         values = {
@@ -312,12 +327,5 @@ class Pipeline:
         return Parameters(request.prompts[k], request.negative_prompt, values)
 
 
-def _cells(config: UNetConfig | DiTConfig) -> int:
-    """The latent cells that a network merges into one at its coarsest, along each axis."""
-    return config.patch_size if isinstance(config, DiTConfig) else 2 ** (len(config.channels) - 1)
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype

@@ -82,14 +82,14 @@ def test_diffusers_draws_the_bundled_models_pictures(name: str, tmp_path: Path) 
 
 def test_text_states_and_ids_are_the_same(folder: Path, theirs) -> None:
     model = load_model(folder)
-    ids = model.tokenizer.encode(CAPTIONS)
+    ids = model.texts[0].tokenizer.encode(CAPTIONS)
     length = theirs.tokenizer.model_max_length
     given = theirs.tokenizer(
         CAPTIONS, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
     assert torch.equal(given.input_ids, ids)
     with torch.no_grad():
-        ours, reference = model.text_encoder(ids), theirs.text_encoder(ids)
+        ours, reference = model.texts[0].encoder(ids), theirs.text_encoder(ids)
     assert relative_error(ours.last, reference.last_hidden_state) <= 1e-5
     assert relative_error(ours.pooled, reference.pooler_output) <= 1e-5
 

@@ -37,7 +37,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def networks(model) -> list[torch.nn.Module]:
-    return [model.autoencoder, model.denoiser.network, model.text_encoder]
+    return [model.autoencoder, model.denoiser.network, model.texts[0].encoder]
 
 
 def test_round_trip(saved: Path) -> None:
@@ -51,7 +51,9 @@ def test_round_trip(saved: Path) -> None:
         for name, tensor in a.state_dict().items():
             assert torch.equal(tensor, b.state_dict()[name]), name
         assert not any(t.is_meta for t in (*b.parameters(), *b.buffers()))
-    assert torch.equal(before.tokenizer.encode(["red apple"]), after.tokenizer.encode(["red apple"]))
+    assert torch.equal(
+        before.texts[0].tokenizer.encode(["red apple"]), after.texts[0].tokenizer.encode(["red apple"])
+    )
 
 
 def test_saved_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def denoiser_recipe(out: Path, autoencoder: Path, *, steps: int = 6, **changes: 
             context_dim=16,
             groups=4,
         ),
-        "text": CLIPTextConfig(vocab_size=600, context_length=16, width=16, layers=1, heads=2),
+        "texts": (CLIPTextConfig(vocab_size=600, context_length=16, width=16, layers=1, heads=2),),
         "objective": ObjectiveConfig(path=FlowPath()),
         "defaults": Defaults(
             width=32, height=32, steps=2, guidance_scale=2.0, sampler="euler", schedule="flow"

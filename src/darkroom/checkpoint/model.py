@@ -2,47 +2,49 @@
 
 autoencoder.safetensors    header: config, latent_space
 denoiser.safetensors       header: config, denoiser (a DenoiserSpec)
-text_encoder.safetensors   header: config
-tokenizer/                 CLIP's vocab.json and merges.txt
+text_encoder.safetensors   header: config; where there are several, then text_encoder_2.safetensors and so on
+tokenizer/                 vocab.json and merges.txt, or tokenizer.json; tokenizer_2/ of text_encoder_2
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
+from darkroom.checkpoint.build import (
+    Autoencoder,
+    AutoencoderConfig,
+    Network,
+    NetworkConfig,
+    TextConfig,
+    build_autoencoder,
+    build_network,
+    build_text_encoder,
+    filled,
+    speak,
+)
 from darkroom.checkpoint.io import load_tensors, read_metadata, save_tensors
 from darkroom.config import from_json, to_json
 from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath
 from darkroom.errors import InputError
-from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
-from darkroom.nn.dit import DiT, DiTConfig
+from darkroom.inputs import Beside, beside_channels
+from darkroom.nn.class_embedder import ClassEmbedder
 from darkroom.nn.latent_space import LatentSpace
-from darkroom.nn.unet import UNet, UNetConfig
-from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
-from darkroom.text.tokenizer import Tokenizer
-
-Autoencoder = AutoencoderKL | AutoencoderVQ
-Network = UNet | DiT
+from darkroom.text.conditioning import Conditioning, TextConditioning, TextEncoder, TextPart
+from darkroom.text.find import read_tokenizer
 
 AUTOENCODER, DENOISER = "autoencoder.safetensors", "denoiser.safetensors"
-TEXT_ENCODER = "text_encoder.safetensors"
-TOKENIZER = "tokenizer"
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 MODELSPEC_VERSION = "1.0.0"
-NAMES_SHOWN = 10
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a generation uses where the caller says nothing; sizes in pixels."""
+    """What a generation uses where the caller says nothing; sizes in pixels, `strength` with a picture."""
 
     width: int
     height: int
@@ -50,33 +52,39 @@ class Defaults:
     guidance_scale: float
     sampler: str
     schedule: str
+    strength: float = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserSpec:
-    """How a denoising network is used: what it predicts, along which path, in which latent space."""
+    """How a denoising network is used: what it predicts, along which path, in which latent space, how it is
+    told the prompt, and what it is shown beside the noisy latents.
+    """
 
     prediction: Prediction
     path: NoisePath
     latent_space: LatentSpace
     defaults: Defaults
+    conditioning: Conditioning = field(default_factory=TextConditioning)
+    beside: Beside = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The parts of a text-to-image model, checked to fit each other (see `check_fit`)."""
+    """The parts of a model, checked to fit each other (see `check_fit`); `texts` as its conditioning
+    wants.
+    """
 
     autoencoder: Autoencoder
     denoiser: Denoiser
-    text_encoder: CLIPTextEncoder
-    tokenizer: Tokenizer
+    texts: tuple[TextPart, ...]
     spec: DenoiserSpec
 
     @property
     def network(self) -> Network:
         """The denoiser's network."""
         network = self.denoiser.network
-        assert isinstance(network, UNet | DiT)
+        assert isinstance(network, Network)
         return network
 
 
@@ -104,17 +112,24 @@ def save_denoiser(
     _save(Path(folder) / DENOISER, network, extra, dtype, max_bytes)
 
 
-def save_text_encoder(
+def save_texts(
     folder: Path,
-    text_encoder: CLIPTextEncoder,
-    tokenizer: Tokenizer,
+    texts: Sequence[TextPart],
     *,
     dtype: torch.dtype | None = None,
     max_bytes: int | None = None,
 ) -> None:
-    """Write `text_encoder.safetensors` with its config, and the tokenizer's folder."""
-    _save(Path(folder) / TEXT_ENCODER, text_encoder, {}, dtype, max_bytes)
-    tokenizer.save(Path(folder) / TOKENIZER)
+    """Write each text encoder's file with its config, and its tokenizer's folder."""
+    for number, part in enumerate(texts):
+        _save(
+            Path(folder) / (numbered(TEXT_ENCODER, number) + ".safetensors"),
+            part.encoder,
+            {},
+            dtype,
+            max_bytes,
+        )
+        if part.tokenizer is not None:
+            part.tokenizer.save(Path(folder) / numbered(TOKENIZER, number))
 
 
 def save_model(
@@ -123,7 +138,7 @@ def save_model(
     """Write every part of a model into `folder`, its weights as `dtype` (theirs when None)."""
     save_autoencoder(folder, model.autoencoder, dtype=dtype, max_bytes=max_bytes)
     save_denoiser(folder, model.network, model.spec, dtype=dtype, max_bytes=max_bytes)
-    save_text_encoder(folder, model.text_encoder, model.tokenizer, dtype=dtype, max_bytes=max_bytes)
+    save_texts(folder, model.texts, dtype=dtype, max_bytes=max_bytes)
 
 
 def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -133,18 +148,17 @@ def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32) -> Autoe
     """
     file = _file_in(path, AUTOENCODER)
     metadata = read_metadata(file)
-    config = _header(file, metadata, "config", AutoencoderKLConfig | AutoencoderVQConfig)
+    config = _header(file, metadata, "config", AutoencoderConfig)
     space = _header(file, metadata, "latent_space", LatentSpace)
-    if isinstance(config, AutoencoderVQConfig):
-        return _load(file, lambda: AutoencoderVQ(config, space), dtype)
-    return _load(file, lambda: AutoencoderKL(config, space), dtype)
+    tensors, _ = load_tensors(file, dtype=dtype)
+    return filled(lambda: build_autoencoder(config, space), tensors, file)
 
 
-def load_model_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder of a folder, in float32, in the latent space of the denoiser there if there is one."""
-    autoencoder = load_autoencoder(folder)
+def load_model_autoencoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder of a folder, in `dtype`, in the latent space of the denoiser there if there is one."""
+    autoencoder = load_autoencoder(folder, dtype=dtype)
     if any(Path(folder).glob("denoiser*.safetensors")):
-        autoencoder.latent_space = read_spec(folder).latent_space
+        speak(autoencoder, read_spec(folder).latent_space)
     return autoencoder
 
 
@@ -154,19 +168,35 @@ def read_spec(path: Path) -> DenoiserSpec:
     return _header(file, read_metadata(file), "denoiser", DenoiserSpec)
 
 
-def load_text_encoder(path: Path, *, dtype: torch.dtype = torch.float32) -> CLIPTextEncoder:
-    """The text encoder of a model folder or a file, on the CPU in `dtype`; errors as for the autoencoder."""
-    file = _file_in(path, TEXT_ENCODER)
-    config = _header(file, read_metadata(file), "config", CLIPTextConfig)
-    return _load(file, lambda: CLIPTextEncoder(config), dtype)
+def load_texts(folder: Path, least: int, *, dtype: torch.dtype = torch.float32) -> tuple[TextPart, ...]:
+    """The text encoders of a model folder, in their order, on the CPU in `dtype`; errors as for the
+    autoencoder, also where there are fewer than `least`.
+    """
+    parts: list[TextPart] = []
+    while True:
+        name = numbered(TEXT_ENCODER, len(parts)) + ".safetensors"
+        if len(parts) >= least and not any(folder.glob(f"{name}*")):
+            return tuple(parts)
+        encoder = _load_text_encoder(folder / name, dtype)
+        tokens = folder / numbered(TOKENIZER, len(parts))
+        parts.append(
+            TextPart(encoder, None if isinstance(encoder, ClassEmbedder) else read_tokenizer(tokens))
+        )
+
+
+def _load_text_encoder(file: Path, dtype: torch.dtype) -> TextEncoder:
+    config = _header(file, read_metadata(file), "config", TextConfig)
+    tensors, _ = load_tensors(file, dtype=dtype)
+    return filled(lambda: build_text_encoder(config), tensors, file)
 
 
 def load_denoiser(path: Path, *, dtype: torch.dtype = torch.float32) -> tuple[Denoiser, DenoiserSpec]:
     """The denoiser of a model folder or a file, on the CPU in `dtype`; errors as for the autoencoder."""
     file = _file_in(path, DENOISER)
-    config = _header(file, read_metadata(file), "config", UNetConfig | DiTConfig)
+    config = _header(file, read_metadata(file), "config", NetworkConfig)
     spec = read_spec(file)
-    network = _load(file, lambda: UNet(config) if isinstance(config, UNetConfig) else DiT(config), dtype)
+    tensors, _ = load_tensors(file, dtype=dtype)
+    network = filled(lambda: build_network(config), tensors, file)
     return Denoiser(network, spec.path, spec.prediction), spec
 
 
@@ -183,37 +213,75 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Model:
     model = Model(
         autoencoder=load_autoencoder(folder, dtype=dtype),
         denoiser=denoiser,
-        text_encoder=load_text_encoder(folder, dtype=dtype),
-        tokenizer=Tokenizer.from_folder(folder / TOKENIZER),
+        texts=load_texts(folder, spec.conditioning.parts[0], dtype=dtype),
         spec=spec,
     )
     check_fit(model, folder)
-    model.autoencoder.latent_space = spec.latent_space
+    speak(model.autoencoder, spec.latent_space)
     return model
 
 
-def check_fit(model: Model, where: Path) -> None:
-    """Raise InputError, naming both sides, if one part of a model does not fit another."""
-    space, network = model.spec.latent_space, model.network.config
-    ours, text = model.autoencoder.config, model.text_encoder.config
-    pairs = (
+def check_fit(model: Model, where: object) -> None:
+    """Raise InputError, which starts with `where` and names both sides, if one part does not fit another."""
+    space, network, conditioning = model.spec.latent_space, model.network.config, model.spec.conditioning
+    ours, beside = model.autoencoder.config, beside_channels(model.spec.beside, space)
+    least, most = conditioning.parts
+    if not least <= len(model.texts) <= most:
+        count = str(least) if least == most else f"{least} to {most}"
+        found = f"it has {len(model.texts)} text encoders"
+        raise InputError(f"{where}: {found}, conditioning {conditioning.kind!r} needs {count}")
+    context, pooled = conditioning.widths(model.texts)
+    learned = 2 if network.out_channels == 2 * space.channels else 1  # of noise, and of its variance
+    pairs = [
         ("latent channels", "autoencoder", ours.latent_channels, "denoiser's latent space", space.channels),
         ("stride", "autoencoder", ours.stride, "denoiser's latent space", space.stride),
-        ("latent channels", "denoiser's network", network.in_channels, "its latent space", space.channels),
-        ("channels", "denoiser's output", network.out_channels, "its input", network.in_channels),
-        ("context width", "text encoder", text.width, "denoiser", network.context_dim),
-        ("vocabulary", "tokenizer", model.tokenizer.vocab_size, "text encoder", text.vocab_size),
-        ("context length", "tokenizer", model.tokenizer.context_length, "text encoder", text.context_length),
-    )
+        (
+            "input channels",
+            "denoiser's network",
+            network.in_channels,
+            "its latent space",
+            space.channels + beside,
+        ),
+        (
+            "output channels",
+            "denoiser's network",
+            network.out_channels,
+            "its space",
+            learned * space.channels,
+        ),
+        ("context width", "text encoder", context, "denoiser", getattr(network, "context_dim", None)),
+        ("pooled width", "text encoder", pooled, "denoiser", getattr(network, "pooled_dim", None)),
+    ]
+    for part in model.texts:
+        if part.tokenizer is not None:
+            text, tokens = part.encoder.config, part.tokenizer
+            length = getattr(text, "context_length", tokens.context_length)
+            pairs.append(("context length", "tokenizer", tokens.context_length, "text encoder", length))
     for what, left, have, right, need in pairs:
         if have != need:
             fit = f"{what} is {have} in the {left}, {need} in the {right}"
             raise InputError(f"{where}: its parts do not fit each other: {fit}")
+    _check_vocabularies(model.texts, where)
+
+
+def _check_vocabularies(texts: Sequence[TextPart], where: object) -> None:
+    """Every id must have a vector; T5's published encoders have a few more than there are ids."""
+    for part in texts:
+        if part.tokenizer is not None and not isinstance(part.encoder, ClassEmbedder):
+            ids, vectors = part.tokenizer.vocab_size, part.encoder.config.vocab_size
+            if ids > vectors or (ids < vectors and part.encoder.config.kind != "t5"):
+                fit = f"vocabulary is {ids} in the tokenizer, {vectors} in the text encoder"
+                raise InputError(f"{where}: its parts do not fit each other: {fit}")
+
+
+def numbered(name: str, number: int) -> str:
+    """`name`, `name_2`, `name_3`, as diffusers' folders count them."""
+    return name if not number else f"{name}_{number + 1}"
 
 
 def _save(
     path: Path,
-    module: Autoencoder | Network | CLIPTextEncoder,
+    module: Autoencoder | Network | TextEncoder,
     extra: Mapping[str, str],
     dtype: torch.dtype | None,
     max_bytes: int | None,
@@ -245,52 +313,3 @@ def _header(file: Path, metadata: Mapping[str, str], field: str, type_: Any) -> 
     if field not in metadata:
         raise InputError(f"{file}: its header has no '{field}': not a file that darkroom wrote for this")
     return from_json(metadata[field], type_, where=f"{file}: header's '{field}'")
-
-
-def _load(file: Path, build: Callable[[], Module], dtype: torch.dtype) -> Module:
-    """Build on `meta`, where nothing is allocated or initialised, then put the file's tensors in place."""
-    with torch.device("meta"), Unfilled():
-        module = build()
-    tensors, _ = load_tensors(file, dtype=dtype)
-    _check_names(file, module.state_dict(), tensors)
-    module.load_state_dict(tensors, strict=True, assign=True)
-    return module.eval()
-
-
-class Unfilled(TorchFunctionMode):
-    """Leave new parameters unfilled: `meta` has nothing to fill, yet torch imports its compiler to do it."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _check_names(file: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    problems = []
-    if missing := expected.keys() - found.keys():
-        problems.append(f"missing: {_some(missing)}")
-    if unexpected := found.keys() - expected.keys():
-        problems.append(f"unexpected: {_some(unexpected)}")
-    shapes = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if shapes:
-        problems.append(f"wrong shapes: {_some(shapes)}")
-    if problems:
-        raise InputError(f"{file}: its tensors are not those of its config; " + "; ".join(problems))
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = len(ordered) - NAMES_SHOWN
-    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,10 +1,29 @@
-"""What a model folder holds, read from the headers of its files alone."""
+"""What models hold: bundled ones, counted from the headers of their files, and families, from their
+configs.
+"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import torch
+
+from darkroom.checkpoint.build import (
+    AutoencoderConfig,
+    NetworkConfig,
+    TextConfig,
+    Unfilled,
+    build_autoencoder,
+    build_network,
+    build_text_encoder,
+)
 from darkroom.checkpoint.io import count_elements, tensor_files
-from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, read_spec
+from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, DenoiserSpec, numbered, read_spec
+from darkroom.families import FAMILIES, Family
+from darkroom.presets import CARDS, bundled
+
+COMMON_SIZE = 512  # pixels a side, to compare latents of all families at
 
 
 @dataclass(frozen=True)
@@ -23,13 +42,95 @@ class Summary:
 def summarise(folder: Path) -> Summary:
     """Count what is in a model folder; raises InputError if one of its files is missing or damaged."""
     spec = read_spec(folder)
-    space, defaults = spec.latent_space, spec.defaults
-    counts = [count_elements(folder / name) for name in (AUTOENCODER, DENOISER, TEXT_ENCODER)]
-    files = [file for name in (AUTOENCODER, DENOISER, TEXT_ENCODER) for file in tensor_files(folder / name)]
+    texts = []
+    while any(folder.glob(f"{numbered(TEXT_ENCODER, len(texts))}.safetensors*")):
+        texts.append(folder / f"{numbered(TEXT_ENCODER, len(texts))}.safetensors")
+    parts = [folder / AUTOENCODER, folder / DENOISER, *texts]
+    autoencoder, denoiser, *encoders = (count_elements(part) for part in parts)
+    size = sum(file.stat().st_size for part in parts for file in tensor_files(part))
+    shape = latent_shape(spec, spec.defaults.width, spec.defaults.height)
     return Summary(
-        defaults.width,
-        defaults.height,
-        (space.channels, defaults.height // space.stride, defaults.width // space.stride),
-        *counts,
-        size=sum(file.stat().st_size for file in files),
+        spec.defaults.width, spec.defaults.height, shape, autoencoder, denoiser, sum(encoders), size
     )
+
+
+def latent_shape(spec: DenoiserSpec, width: int, height: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of a picture of this size."""
+    space = spec.latent_space
+    return space.channels, height // space.stride, width // space.stride
+
+
+def bundled_rows() -> Iterator[tuple[str, ...]]:
+    """The models of the package as a table, its columns' names first."""
+    yield (
+        "name",
+        "year",
+        "picture",
+        "latents",
+        "autoencoder",
+        "denoiser",
+        "text encoder",
+        "on disk",
+        "licence",
+    )
+    for name, folder in bundled().items():
+        s, card = summarise(folder), CARDS[name]
+        counts = [_count(count) for count in (s.autoencoder, s.denoiser, s.text_encoder)]
+        size, megabytes = f"{s.width}x{s.height}", f"{s.size / 1e6:.1f} MB"
+        yield (name, str(card.year), size, _shape(s.latent_shape), *counts, megabytes, card.licence)
+
+
+def family_rows() -> Iterator[tuple[str, ...]]:
+    """The families that can be loaded as a table, its columns' names first; parameters are counted."""
+    yield (
+        "family",
+        "model",
+        "year",
+        f"latents at {COMMON_SIZE}",
+        "at its size",
+        "network",
+        "autoencoder",
+        "text",
+        "licence",
+        "note",
+    )
+    for name, family in FAMILIES.items():
+        spec = family.spec
+        width, height = spec.defaults.width, spec.defaults.height
+        yield (
+            name,
+            family.title,
+            str(family.year),
+            _shape(latent_shape(spec, COMMON_SIZE, COMMON_SIZE)),
+            f"{_shape(latent_shape(spec, width, height))} ({width})",
+            f"{family.network.kind} {_count(parameters(family.network))}",
+            _count(parameters(family.autoencoder)),
+            _texts(family),
+            family.licence,
+            family.note,
+        )
+
+
+@cache
+def parameters(config: NetworkConfig | AutoencoderConfig | TextConfig) -> int:
+    """How many numbers a network of this config learns; it is built on `meta`, so it takes no memory."""
+    with torch.device("meta"), Unfilled():
+        if isinstance(config, NetworkConfig):
+            network = build_network(config)
+        else:
+            text = isinstance(config, TextConfig)
+            network = build_text_encoder(config) if text else build_autoencoder(config)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _texts(family: Family) -> str:
+    texts = [f"{role} {_count(parameters(config))}" for role, config in family.texts.items()]
+    return " + ".join(texts) or "none"
+
+
+def _count(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -18,10 +18,24 @@ MIN_SNR_GAMMA = 5.0  # the paper's choice
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is conditioned on: the text states (B, L, D), or None, and what else the network takes."""
+    """What a batch is conditioned on: the text states (B, L, D), or None, and what else the network takes.
+
+    `beside` (B, C', h, w) are channels that the network sees beside the noisy latents, as they are: a mask
+    and the masked picture for inpainting, a depth map, a small picture to enlarge.
+    """
 
     context: Tensor | None
     extra: Extra | None = None
+    beside: Tensor | None = None
+
+    def take(self, rows: Tensor) -> "Condition":
+        """The condition of pictures that have these rows (B,) of this one's."""
+        extra = self.extra
+        if extra is not None:
+            parts = {f.name: getattr(extra, f.name) for f in fields(Extra)}
+            extra = Extra(**{name: None if t is None else t[rows] for name, t in parts.items()})
+        context, beside = (None if t is None else t[rows] for t in (self.context, self.beside))
+        return Condition(context, extra, beside)
 
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
@@ -31,7 +45,8 @@ class Condition:
         extras = [condition.extra or Extra() for condition in conditions]
         joined = {f.name: _cat(f.name, [getattr(extra, f.name) for extra in extras]) for f in fields(Extra)}
         extra = Extra(**joined) if any(part is not None for part in joined.values()) else None
-        return Condition(_cat("context", [condition.context for condition in conditions]), extra)
+        context, beside = (_cat(n, [getattr(c, n) for c in conditions]) for n in ("context", "beside"))
+        return Condition(context, extra, beside)
 
 
 class Denoiser:
@@ -52,9 +67,12 @@ class Denoiser:
         """The clean latents (B, C, h, w), in x's dtype, estimated from x at levels `sigma` (B,) float32."""
         level = expand(sigma, x)
         net_x = (x * self.path.input_scale(level)).to(_dtype(self.network, x))
+        if cond.beside is not None:
+            net_x = torch.cat([net_x, cond.beside.to(net_x.dtype)], dim=1)
         context = None if cond.context is None else cond.context.to(net_x.dtype)
         output = self.network(net_x, self.path.timestep_from_sigma(sigma), context, extra=cond.extra)
-        return self.from_output(x, output, sigma)
+        # Networks that learned a variance too have it in channels behind these.
+        return self.from_output(x, output[:, : x.shape[1]], sigma)
 
     def from_output(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """The clean latents that a network's output means, in x's dtype: c_skip * x + c_out * output."""

@@ -35,17 +35,22 @@ class Guide(Protocol):
 class ClassifierFreeGuidance:
     """uncond + scale * (cond - uncond), in the space of clean latents (Ho and Salimans 2022).
 
-    A scale of 1 is the conditional estimate alone, at half the cost.
+    A scale of 1 is the conditional estimate alone, at half the cost. `channels` are how many of the latents'
+    are guided, from the first; the others follow the conditional estimate.
     """
 
     scale: float
+    channels: int | None = None
 
     def __call__(self, x: Tensor, sigma: float, predict: Predict) -> Denoised:
         """The estimate to follow at x (B, C, h, w) and level `sigma`."""
         if self.scale == 1:
             return Denoised(*predict("cond"))
         cond, uncond = predict("cond", "uncond")
-        return Denoised(torch.lerp(uncond, cond, self.scale), uncond)
+        guided = torch.lerp(uncond, cond, self.scale)
+        if self.channels is not None:
+            guided = torch.cat([guided[:, : self.channels], cond[:, self.channels :]], dim=1)
+        return Denoised(guided, uncond)
 
 
 class GuidedDenoiser:

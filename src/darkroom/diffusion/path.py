@@ -9,7 +9,7 @@ The methods take floats (exact, for samplers' coefficients on the host) and tens
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeVar
 
@@ -236,11 +236,37 @@ class EDMPath:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeShift:
+    """A shift that grows with the picture, as FLUX.1 dev's: its logarithm is linear in the number of tokens.
+
+    Raises InputError unless base_tokens < max_tokens.
+    """
+
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    base_log: float = 0.5
+    max_log: float = 1.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_tokens < self.max_tokens:
+            raise InputError(
+                "field 'base_tokens', 'max_tokens': need 0 < base < max, "
+                f"not {self.base_tokens}, {self.max_tokens}"
+            )
+
+    def shift(self, tokens: int) -> float:
+        """The shift of a picture of so many tokens."""
+        slope = (self.max_log - self.base_log) / (self.max_tokens - self.base_tokens)
+        return math.exp(self.base_log + slope * (tokens - self.base_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlowPath:
     """The straight path of rectified flow (Liu et al. 2023): alpha = 1 - sigma, timestep = 1000 * sigma.
 
-    `shift` moves training and sampling to higher noise for larger pictures (Esser et al. 2024, equation 23).
-    `sigma_max` below 1 starts just short of pure noise; it counts before the shift.
+    `shift` moves training and sampling to higher noise for larger pictures (Esser et al. 2024, equation 23);
+    with `size_shift` sampling takes the picture's own instead. `sigma_max` below 1 starts just short of pure
+    noise; it counts before the shift.
 
     Raises InputError unless 0 < sigma_max <= 1, shift > 0 and num_timesteps >= 1.
     """
@@ -248,6 +274,7 @@ class FlowPath:
     kind: Literal["flow"] = "flow"
     num_timesteps: int = 1000
     shift: float = 1.0
+    size_shift: SizeShift | None = None
     sigma_max: float = 1.0
 
     def __post_init__(self) -> None:
@@ -272,6 +299,12 @@ class FlowPath:
     def sigma_data(self) -> float:
         """The standard deviation that latents are taken to have."""
         return 1.0
+
+    def sized(self, tokens: int) -> "FlowPath":
+        """The path of a picture of so many tokens, whose shift is one number."""
+        if self.size_shift is None:
+            return self
+        return replace(self, shift=self.size_shift.shift(tokens), size_shift=None)
 
     def shifted(self, sigma: Level) -> Level:
         """A noise level of the straight schedule, moved by `shift`."""

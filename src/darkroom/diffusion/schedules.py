@@ -24,16 +24,20 @@ def karras_sigmas(path: NoisePath, steps: int, rho: float = 7.0) -> list[float]:
 
 
 def timestep_sigmas(
-    path: NoisePath, steps: int, spacing: Literal["leading", "trailing", "linspace"]
+    path: NoisePath, steps: int, spacing: Literal["leading", "leading_0", "trailing", "linspace"]
 ) -> list[float]:
     """Levels evenly spaced in the timestep of a variance-preserving path (Lin et al. 2024, table 2).
 
     `trailing` starts at the noisiest timestep, `linspace` visits both ends, `leading` neither: it stops one
-    timestep above the cleanest, as Stable Diffusion does. Timesteps of a discrete path are whole.
+    timestep above the cleanest, as Stable Diffusion does, and `leading_0` at the cleanest. Timesteps of a
+    discrete path are whole.
 
-    Raises InputError for other paths, for fewer than 1 step, or more steps than the path has timesteps.
+    `linspace` is defined on flow paths too: see `flow_linspace_sigmas`. Raises InputError for other paths,
+    for fewer than 1 step, or more steps than the path has timesteps.
     """
     _check_steps(steps)
+    if isinstance(path, FlowPath) and spacing == "linspace":
+        return flow_linspace_sigmas(path, steps)
     if not isinstance(path, (DiscretePath, CosinePath)):
         right = "flow" if isinstance(path, FlowPath) else "karras"
         raise InputError(f"schedule {spacing!r} is not defined on a {path.kind!r} path: use {right!r}")
@@ -55,9 +59,19 @@ def flow_sigmas(path: NoisePath, steps: int) -> list[float]:
     return [path.shifted(t) for t in np.linspace(path.sigma_max, 0, steps + 1).tolist()]
 
 
+def flow_linspace_sigmas(path: FlowPath, steps: int) -> list[float]:
+    """Levels evenly spaced from a flow path's `sigma_max` to its `sigma_min`, then shifted: SD 3's.
+
+    `sigma_min` is the shifted level of timestep 1 and is shifted once more, in Stability's code as in
+    diffusers and ComfyUI: 0.0089 at a shift of 3.
+    """
+    return [*(path.shifted(t) for t in np.linspace(path.sigma_max, path.sigma_min, steps).tolist()), 0.0]
+
+
 SCHEDULES: dict[str, Schedule] = {
     "karras": karras_sigmas,
     "leading": partial(timestep_sigmas, spacing="leading"),
+    "leading_0": partial(timestep_sigmas, spacing="leading_0"),
     "trailing": partial(timestep_sigmas, spacing="trailing"),
     "linspace": partial(timestep_sigmas, spacing="linspace"),
     "flow": flow_sigmas,
@@ -73,7 +87,8 @@ def _spaced(count: int, steps: int, spacing: str) -> list[float]:
         timesteps = np.round(np.linspace(0 if steps > 1 else count - 1, count - 1, steps))[::-1]
     else:
         stride = count // steps
-        timesteps = np.arange(steps)[::-1] * stride + min(1, stride - 1)
+        offset = 0 if spacing == "leading_0" else min(1, stride - 1)
+        timesteps = np.arange(steps)[::-1] * stride + offset
     return timesteps.tolist()
 
 

@@ -106,6 +106,16 @@ def sincos_positions(width: int, span: int, rows: int, columns: int) -> Tensor:
     return torch.cat([column.repeat(rows, 1), row.repeat_interleave(columns, dim=0)], dim=1)[None]
 
 
+def stored_positions(width: int, span: int, rows: int, columns: int) -> Tensor:
+    """Such positions as a table that files hold: on `meta`, where loading builds networks, it has no numbers.
+
+    Those of SD 3.5 medium take seconds.
+    """
+    if torch.get_default_device().type == "meta":
+        return torch.empty(1, rows * columns, width)
+    return sincos_positions(width, span, rows, columns)
+
+
 def _sines(count: int, width: int, span: int) -> Tensor:
     """Sines, then cosines, of `count` positions spread over the span: (count, width / 2)."""
     frequencies = width // 4

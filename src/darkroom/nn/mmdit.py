@@ -21,7 +21,7 @@ from darkroom.nn.dit_layers import (
     modulate,
     patch_grid,
     plain_norm,
-    sincos_positions,
+    stored_positions,
 )
 from darkroom.nn.extra import Extra, check_context
 from darkroom.nn.layers import timestep_embedding
@@ -180,7 +180,7 @@ class MMDiT(nn.Module):
         self.y_embedder = VectorEmbedder(config.pooled_dim, config.width)
         self.context_embedder = nn.Linear(config.context_dim, config.width)
         span, side = BASE_SIZE // config.patch_size, config.positions
-        self.register_buffer("pos_embed", sincos_positions(config.width, span, side, side))
+        self.register_buffer("pos_embed", stored_positions(config.width, span, side, side))
         self.joint_blocks = nn.ModuleList(
             JointBlock(config, dual=index < config.dual_layers, last=index == config.depth - 1)
             for index in range(config.depth)

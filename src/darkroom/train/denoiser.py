@@ -1,5 +1,6 @@
-"""Stage 2: freeze an autoencoder, and train a denoiser on its latents together with a text encoder."""
+"""Stage 2: freeze an autoencoder, and train a denoiser on its latents together with its text encoders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -8,27 +9,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from darkroom.checkpoint.build import Autoencoder, NetworkConfig, build_network, build_text_encoder
 from darkroom.checkpoint.model import (
-    Autoencoder,
+    TEXT_ENCODER,
     Defaults,
     DenoiserSpec,
     Model,
     check_fit,
     load_autoencoder,
+    numbered,
     save_model,
 )
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import LatentSet, cached_latents
-from darkroom.diffusion.denoiser import Denoiser, Prediction
+from darkroom.diffusion.denoiser import Denoiser, Prediction, expand
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.training_times import TimesConfig, sample_sigmas
 from darkroom.images import grid, save_png
-from darkroom.nn.dit import DiT, DiTConfig
-from darkroom.nn.unet import UNet, UNetConfig
 from darkroom.pipeline import Pipeline
 from darkroom.rng import torch_generator
-from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
-from darkroom.text.tokenizer import Tokenizer, train_bpe
+from darkroom.text.clip import CLIPTextConfig
+from darkroom.text.conditioning import (
+    Conditioning,
+    FluxConditioning,
+    Picture,
+    SD3Conditioning,
+    TextConditioning,
+    TextPart,
+)
+from darkroom.text.t5 import T5Config
+from darkroom.text.t5_tokenizer import train_unigram
+from darkroom.text.tokenizer import CLIP_LENGTH, TextTokenizer, train_bpe
 from darkroom.train.distributed import join_world, local_device
 from darkroom.train.loop import Run, Streams, TrainConfig
 from darkroom.train.losses import mean_squared_error
@@ -53,9 +64,9 @@ class ObjectiveConfig:
 class DenoiserRecipe:
     """Everything that decides a run of stage 2; `out` becomes a model folder that `darkroom.load` opens.
 
-    `text` gives the shape of a text encoder trained jointly; its vocabulary is learned from the captions and
-    has at most `text.vocab_size` entries. `sample_prompts` are drawn while training (the first captions when
-    empty).
+    `texts` gives the shapes of the text encoders trained jointly, in the order that `conditioning` takes
+    them; their vocabularies are learned from the captions and have at most `vocab_size` entries.
+    `sample_prompts` are drawn while training (the first captions when empty).
     """
 
     out: Path
@@ -63,8 +74,9 @@ class DenoiserRecipe:
     device: str | None = None
     data: DataConfig
     autoencoder: Path
-    network: UNetConfig | DiTConfig
-    text: CLIPTextConfig
+    network: NetworkConfig
+    texts: tuple[CLIPTextConfig | T5Config, ...]
+    conditioning: Conditioning = field(default_factory=TextConditioning)
     objective: ObjectiveConfig
     defaults: Defaults
     sample_prompts: tuple[str, ...] = ()
@@ -86,15 +98,15 @@ class DenoiserTask:
         device: torch.device,
     ) -> None:
         self.recipe, self.model, self.device = recipe, model, device
-        self.denoiser, self.text_encoder = model.denoiser, model.text_encoder
+        self.denoiser, self.conditioning = model.denoiser, model.spec.conditioning
         self.latents = latents.to(device)
         self.captions = captions
-        self.ids = model.tokenizer.encode(captions).to(device)
-        self.empty_ids = model.tokenizer.encode([""]).to(device)
-        self.networks: dict[str, nn.Module] = {
-            "denoiser": self.denoiser.network,
-            "text_encoder": self.text_encoder,
-        }
+        self.ids, self.empty_ids = (
+            tuple(ids.to(device) for ids in self.conditioning.tokens(model.texts, texts))
+            for texts in (captions, [""])
+        )
+        self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser.network}
+        self.networks |= {numbered(TEXT_ENCODER, n): part.encoder for n, part in enumerate(model.texts)}
         for network in (*self.networks.values(), model.autoencoder):
             network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.groups = [ParameterGroup([p for net in self.networks.values() for p in net.parameters()])]
@@ -109,15 +121,23 @@ class DenoiserTask:
         noise = streams.normal("noise", x0)
         sigma = sample_sigmas(objective.times, self.denoiser.path, count, streams.generator("sigma"))  # (B,)
         dropped = streams.uniform("dropout", count) < objective.condition_dropout
-        ids = torch.where(
-            dropped[:, None], self.empty_ids, self.ids[torch.as_tensor(indices, device=self.device)]
+        rows = torch.as_tensor(indices, device=self.device)
+        ids = tuple(
+            torch.where(expand(dropped, ids), empty, ids[rows])
+            for ids, empty in zip(self.ids, self.empty_ids, strict=True)
         )
-        context = self.text_encoder(ids).last  # (B, L, D)
+        cond = self.conditioning.condition(self.model.texts, ids, self.picture(x0), dropped)
         x, timestep = self.denoiser.network_input(x0, noise, sigma)
-        output = self.denoiser.network(x.contiguous(memory_format=torch.channels_last), timestep, context)
+        x = x.contiguous(memory_format=torch.channels_last)
+        output = self.denoiser.network(x, timestep, cond.context, extra=cond.extra)
         error = mean_squared_error(output, self.denoiser.target(x0, noise, sigma))
         weight = self.denoiser.loss_weight(sigma, objective.weight)
         return (weight * error).mean(), {"plain_loss": error.detach().mean()}
+
+    def picture(self, x0: Tensor) -> Picture:
+        """What the conditions say of the pictures that these latents (B, C, h, w) are of."""
+        stride = self.model.spec.latent_space.stride
+        return Picture(height=x0.shape[2] * stride, width=x0.shape[3] * stride)
 
     def after_step(self, step: int) -> None:
         """Nothing to do between steps."""
@@ -171,28 +191,45 @@ def finish(run: Run[DenoiserTask]) -> Path:
 
 
 def build_model(recipe: DenoiserRecipe, autoencoder: Autoencoder, pictures: Pictures) -> Model:
-    """The model of a recipe: the given autoencoder, a learned vocabulary, networks fresh from the seed."""
-    tokenizer = train_bpe(pictures.captions, recipe.text.vocab_size, recipe.text.context_length)
-    text = tokenizer_fitted(recipe.text, tokenizer)
+    """The model of a recipe: the given autoencoder, learned vocabularies, networks fresh from the seed."""
+    tokenizers = [_tokenizer(config, recipe.conditioning, pictures.captions) for config in recipe.texts]
+    configs = [
+        replace(config, vocab_size=tokenizer.vocab_size)
+        if isinstance(config, T5Config)
+        else replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_token_id)
+        for config, tokenizer in zip(recipe.texts, tokenizers, strict=True)
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator("cpu", recipe.seed, "initialisation").initial_seed())
-        network = UNet(recipe.network) if isinstance(recipe.network, UNetConfig) else DiT(recipe.network)
-        text_encoder = CLIPTextEncoder(text)
+        network = build_network(recipe.network)
+        encoders = [build_text_encoder(config) for config in configs]
     objective = recipe.objective
     spec = DenoiserSpec(
         prediction=objective.prediction,
         path=objective.path,
         latent_space=autoencoder.latent_space,
         defaults=recipe.defaults,
+        conditioning=recipe.conditioning,
     )
-    denoiser = Denoiser(network, objective.path, objective.prediction)
     model = Model(
-        autoencoder=autoencoder, denoiser=denoiser, text_encoder=text_encoder, tokenizer=tokenizer, spec=spec
+        autoencoder=autoencoder,
+        denoiser=Denoiser(network, objective.path, objective.prediction),
+        texts=tuple(TextPart(*pair) for pair in zip(encoders, tokenizers, strict=True)),
+        spec=spec,
     )
     check_fit(model, recipe.out)
     return model
 
 
-def tokenizer_fitted(config: CLIPTextConfig, tokenizer: Tokenizer) -> CLIPTextConfig:
-    """The text encoder's config with the vocabulary that was really learned."""
-    return replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_token_id)
+def _tokenizer(
+    config: CLIPTextConfig | T5Config, conditioning: Conditioning, captions: Sequence[str]
+) -> TextTokenizer:
+    """A vocabulary for a text encoder, learned from captions."""
+    if isinstance(config, CLIPTextConfig):
+        return train_bpe(captions, config.vocab_size, config.context_length)
+    length = (
+        conditioning.t5_length
+        if isinstance(conditioning, SD3Conditioning | FluxConditioning)
+        else CLIP_LENGTH
+    )
+    return train_unigram(captions, config.vocab_size, length)

@@ -1,0 +1,271 @@
+"""A model folder in the layout of diffusers as a `Model`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darkroom.checkpoint.build import (
+    Autoencoder,
+    Network,
+    build_autoencoder,
+    build_network,
+    build_text_encoder,
+    filled,
+)
+from darkroom.checkpoint.configs.autoencoders import autoencoder_from_diffusers, latent_space_from_diffusers
+from darkroom.checkpoint.configs.scheduler import scheduler_config_from_diffusers
+from darkroom.checkpoint.configs.text import text_config_from_transformers
+from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
+from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
+from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.layouts import (
+    AUTOENCODER_TO_LEGACY,
+    CLIP_TEXT_TO_HUB,
+    LDM_TEXT_TO_DIFFUSERS,
+    dit_to_diffusers,
+    flux_to_diffusers,
+    mmdit_to_diffusers,
+    t5_from_published,
+)
+from darkroom.checkpoint.model import Defaults, Model, check_fit
+from darkroom.diffusion.denoiser import Denoiser
+from darkroom.errors import InputError, unknown
+from darkroom.families import FAMILIES
+from darkroom.inputs import Beside
+from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
+from darkroom.nn.dit import DiTConfig
+from darkroom.nn.flux import FluxConfig
+from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.text.clip import CLIPTextConfig
+from darkroom.text.conditioning import (
+    ClassConditioning,
+    Conditioning,
+    FluxConditioning,
+    SD3Conditioning,
+    TextConditioning,
+    TextPart,
+    XLConditioning,
+)
+from darkroom.text.find import find_tokenizer, read_tokenizer
+from darkroom.text.ldm import LDMTextConfig
+from darkroom.text.t5 import T5Config
+
+INDEX, CONFIG = "model_index.json", "config.json"
+AUTOENCODERS = ("vae", "vqvae")
+WEIGHTS = ("diffusion_pytorch_model", "model")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a pipeline's class says: whose defaults it has, and what its network sees beside the latents."""
+
+    family: str
+    beside: Beside = "nothing"
+
+
+# Variants of one model have classes of their own in diffusers, whatever they are used for.
+PIPELINES = {
+    "StableDiffusionPipeline": Kind("sd1"),
+    "StableDiffusionImg2ImgPipeline": Kind("sd1"),
+    "StableDiffusionInpaintPipeline": Kind("sd1", "inpaint"),
+    "StableDiffusionDepth2ImgPipeline": Kind("sd2-depth", "depth"),
+    "StableDiffusionUpscalePipeline": Kind("sd-x4-upscaler", "upscale"),
+    "StableDiffusionXLPipeline": Kind("sdxl"),
+    "StableDiffusionXLImg2ImgPipeline": Kind("sdxl-refiner"),
+    "StableDiffusionXLInpaintPipeline": Kind("sdxl", "inpaint"),
+    "StableDiffusion3Pipeline": Kind("sd3-medium"),
+    "StableDiffusion3Img2ImgPipeline": Kind("sd3-medium"),
+    "FluxPipeline": Kind("flux-dev"),
+    "FluxImg2ImgPipeline": Kind("flux-dev"),
+    "FluxFillPipeline": Kind("flux-fill", "fill"),
+    "FluxControlPipeline": Kind("flux-control", "control"),
+    "FluxKontextPipeline": Kind("flux-kontext", "reference"),
+    "DiTPipeline": Kind("dit-xl-2-256"),
+    "LDMPipeline": Kind("ldm-unconditional"),
+    "LDMTextToImagePipeline": Kind("ldm-text2img-large"),
+    "LDMSuperResolutionPipeline": Kind("ldm-super-resolution", "enlarge"),
+}
+TEXTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
+
+
+def load_diffusers(folder: Path, places: Sequence[Path] = (), dtype: torch.dtype = torch.float32) -> Model:
+    """Read such a folder onto the CPU in `dtype`; `places` are where else to look for tokenizers.
+
+    What generation does not need, such as `safety_checker` and `feature_extractor`, is not looked at. Raises
+    InputError for a pipeline that is not known, and as `load_model` does.
+    """
+    index = read_json(folder / INDEX)
+    name = str(index.get("_class_name"))
+    if name not in PIPELINES:
+        raise unknown(f"pipeline in {folder / INDEX}", name, PIPELINES)
+    kind, there = PIPELINES[name], {part for part, value in index.items() if _present(value)}
+    network = _load_network(_needed(folder, there, "transformer", "unet"), dtype)
+    autoencoder = load_diffusers_autoencoder(_needed(folder, there, *AUTOENCODERS), dtype)
+    prediction, path, sampler, schedule = scheduler_config_from_diffusers(
+        read_json(_needed(folder, there, "scheduler") / "scheduler_config.json")
+    )
+    spec = replace(FAMILIES[_family(kind, network, prediction)].spec, prediction=prediction, path=path)
+    spec = replace(
+        spec,
+        latent_space=autoencoder.latent_space,
+        defaults=_defaults(spec.defaults, folder, network, autoencoder, sampler, schedule),
+        conditioning=_conditioning(spec.conditioning, index, network),
+        beside=_beside(kind, network, autoencoder),
+    )
+    texts = tuple(_load_texts(folder, there, places, dtype))
+    model = Model(
+        autoencoder=autoencoder, denoiser=Denoiser(network, path, prediction), texts=texts, spec=spec
+    )
+    check_fit(model, folder)
+    return model
+
+
+def load_diffusers_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder of one part's folder, its latent space as its config says."""
+    fields = read_json(folder / CONFIG)
+    config = autoencoder_from_diffusers(fields)
+    tensors = AUTOENCODER_TO_LEGACY.inverse()(_tensors(folder, dtype))
+    if isinstance(config, AutoencoderTinyConfig):
+        return filled(lambda: build_autoencoder(config), tensors, folder)
+    return filled(lambda: build_autoencoder(config, latent_space_from_diffusers(fields)), tensors, folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; InputError naming the file if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def _present(value: object) -> bool:
+    """Whether an entry of the index names a part: one left out is [null, null]."""
+    return isinstance(value, list) and len(value) == 2 and value[1] is not None
+
+
+def _needed(folder: Path, there: set[str], *names: str) -> Path:
+    """The folder of the first of these parts that is there."""
+    for name in names:
+        if name in there and (folder / name).is_dir():
+            return folder / name
+    raise InputError(f"{folder}: lacks the folder {' or '.join(names)}, a part of the model")
+
+
+def _tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a part; of several precisions the fullest."""
+    for stem in WEIGHTS:
+        for variant in ("", ".non_ema", ".bf16", ".fp16"):
+            file = folder / f"{stem}{variant}.safetensors"
+            if file.exists() or any(folder.glob(f"{stem}{variant}.safetensors.index*.json")):
+                return load_tensors(file, dtype=dtype)[0]
+    others = sorted(p.name for p in folder.glob("*.bin"))
+    hint = f": {others[0]} is a pickle, which is not read: convert it" if others else ""
+    raise InputError(
+        f"{folder}: no weights here: expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors{hint}"
+    )
+
+
+def _load_network(folder: Path, dtype: torch.dtype) -> Network:
+    fields = read_json(folder / CONFIG)
+    unet = folder.name == "unet"
+    config = unet_config_from_diffusers(fields) if unet else transformer_config_from_diffusers(fields)
+    tensors = _tensors(folder, dtype)
+    if isinstance(config, MMDiTConfig):
+        tensors = mmdit_to_diffusers(config).inverse()(tensors)
+    elif isinstance(config, FluxConfig):
+        tensors = flux_to_diffusers(config).inverse()(tensors)
+    elif isinstance(config, DiTConfig):
+        tensors = dit_to_diffusers(config).inverse()(tensors)
+    return filled(lambda: build_network(config), tensors, folder)
+
+
+def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: torch.dtype) -> list[TextPart]:
+    parts = []
+    for encoder, tokenizer in (*TEXTS, ("bert", "tokenizer")):
+        if encoder not in there:
+            continue
+        config = text_config_from_transformers(read_json(_needed(folder, there, encoder) / CONFIG))
+        tensors = _text_tensors(config, _tensors(folder / encoder, dtype))
+        # Projections of encoders that are used without them.
+        if isinstance(config, CLIPTextConfig) and config.projection_dim is None:
+            tensors.pop("text_projection.weight", None)
+        network = filled(lambda config=config: build_text_encoder(config), tensors, folder / encoder)
+        kind = {"t5": "t5", "ldm_text": "bert"}.get(
+            config.kind, "clip_g" if encoder == "text_encoder_2" else "clip"
+        )
+        own = folder / tokenizer
+        parts.append(TextPart(network, read_tokenizer(own) if own.is_dir() else find_tokenizer(kind, places)))
+    return parts
+
+
+def _text_tensors(
+    config: CLIPTextConfig | T5Config | LDMTextConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a text encoder's folder under our names."""
+    if isinstance(config, T5Config):
+        return t5_from_published(tensors)
+    table = CLIP_TEXT_TO_HUB if isinstance(config, CLIPTextConfig) else LDM_TEXT_TO_DIFFUSERS
+    return table.inverse()(tensors)
+
+
+def _family(kind: Kind, network: Network, prediction: str) -> str:
+    """Whose defaults a folder has, where several families share a pipeline's class."""
+    config = network.config
+    if kind.family == "sd1" and getattr(config, "context_dim", None) == FAMILIES["sd2"].network.context_dim:
+        return "sd2" if prediction == "v" else "sd2-base"
+    if kind.family == "sdxl" and prediction == "edm":
+        return "playground-v2.5"
+    if kind.family == "flux-dev" and isinstance(config, FluxConfig) and not config.guidance:
+        return "flux-schnell"
+    if kind.family == "sd3-medium" and isinstance(config, MMDiTConfig) and config.qk_norm:
+        return "sd3.5-medium" if config.dual_layers else "sd3.5-large"
+    return kind.family
+
+
+def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network) -> Conditioning:
+    """A family's conditioning with what the index and the network's config say of it."""
+    config = network.config
+    if isinstance(ours, XLConditioning):
+        return replace(
+            ours,
+            aesthetic=bool(index.get("requires_aesthetics_score", False)),
+            zero_blank=bool(index.get("force_zeros_for_empty_prompt", True)),
+        )
+    if isinstance(ours, SD3Conditioning) and isinstance(config, MMDiTConfig):
+        return replace(ours, context_width=config.context_dim)
+    if isinstance(ours, FluxConditioning) and isinstance(config, FluxConfig):
+        return replace(ours, distilled=config.guidance)
+    if isinstance(ours, ClassConditioning) and isinstance(config, DiTConfig):
+        return replace(ours, classes=config.null_class)
+    # Folders of SD 2 store one layer of the text encoder less, so that what is used is the last.
+    return TextConditioning() if isinstance(ours, TextConditioning) else ours
+
+
+def _beside(kind: Kind, network: Network, autoencoder: Autoencoder) -> Beside:
+    """Inpainting pipelines also take networks of plain text to image."""
+    extra = network.config.in_channels - autoencoder.config.latent_channels
+    return kind.beside if extra or kind.beside == "reference" else "nothing"
+
+
+def _defaults(
+    ours: Defaults, folder: Path, network: Network, autoencoder: Autoencoder, sampler: str, schedule: str
+) -> Defaults:
+    part = "unet" if (folder / "unet").is_dir() else "transformer"
+    side = read_json(folder / part / CONFIG).get("sample_size")
+    if isinstance(network.config, FluxConfig):  # whose pipeline brings levels of its own to the scheduler
+        return replace(ours, sampler=sampler, schedule="flow")
+    if side is None:
+        return replace(ours, sampler=sampler, schedule=schedule)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    stride = autoencoder.config.stride
+    return replace(ours, width=width * stride, height=height * stride, sampler=sampler, schedule=schedule)

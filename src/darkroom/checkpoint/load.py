@@ -1,0 +1,207 @@
+"""Any model on a disk as a `Model`: a bundled one, darkroom's folders, diffusers' folders, original files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from darkroom.checkpoint.build import (
+    Autoencoder,
+    build_autoencoder,
+    build_network,
+    build_text_encoder,
+    filled,
+    some,
+    speak,
+)
+from darkroom.checkpoint.diffusers_folder import (
+    AUTOENCODERS,
+    CONFIG,
+    INDEX,
+    load_diffusers,
+    load_diffusers_autoencoder,
+)
+from darkroom.checkpoint.model import (
+    AUTOENCODER,
+    DENOISER,
+    DenoiserSpec,
+    Model,
+    check_fit,
+    load_autoencoder,
+    load_model,
+    load_model_autoencoder,
+)
+from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint
+from darkroom.diffusion.denoiser import Denoiser
+from darkroom.errors import InputError, unknown
+from darkroom.families import FAMILIES, Family, scaled
+from darkroom.nn.latent_space import LatentSpace
+from darkroom.presets import bundled, model_folder
+from darkroom.text.conditioning import TextPart
+from darkroom.text.find import Kind, find_tokenizer
+
+# Above this spread of one norm's biases SD 2's weights predict v: ComfyUI's rule, which files leave us.
+V_TELLTALE, V_SPREAD = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
+
+# The kind of tokenizer in front of each text encoder; a class embedder has none.
+TOKENIZERS: dict[str, Kind] = {
+    "clip_l": "clip",
+    "clip_g": "clip_g",
+    "openclip_h": "openclip_h",
+    "t5": "t5",
+    "ldm_text": "bert",
+}
+
+
+def load_any(
+    name_or_path: str | Path,
+    *,
+    parts: Sequence[str | Path] = (),
+    tokenizers: str | Path | None = None,
+    family: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Read a model onto the CPU in `dtype`, whatever layout it is in; `parts` as in `darkroom.load`.
+
+    `family` says what an original file is where its names and shapes leave several. Raises InputError if
+    there is nothing of that name, or if it is no model, lacks a part, or mixes parts that do not fit.
+    """
+    path = Path(name_or_path)
+    places = [Path(tokenizers)] if tokenizers is not None else []
+    if str(name_or_path) not in bundled() and path.is_file():
+        return _load_file(path, [Path(p) for p in parts], places, family, dtype)
+    folder = model_folder(name_or_path)
+    if (folder / INDEX).is_file():
+        model = load_diffusers(folder, places, dtype)
+    elif any(folder.glob(f"{DENOISER}*")):
+        model = load_model(folder, dtype=dtype)
+    else:
+        raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
+    for part in parts:
+        model = _with_part(model, Path(part), dtype)
+    check_fit(model, folder)
+    return model
+
+
+def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder of anything that `load_any` reads, or of a file or folder of one alone, on the CPU.
+
+    It speaks the latent space of the model that it is found in, where that is known. Raises InputError if
+    there is none.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in bundled() or (path.is_dir() and any(path.glob(f"{AUTOENCODER}*"))):
+        return load_model_autoencoder(model_folder(name_or_path), dtype=dtype)
+    for part in AUTOENCODERS:
+        if (path / part / CONFIG).is_file():
+            return load_diffusers_autoencoder(path / part, dtype)
+    if not path.exists():
+        return load_model_autoencoder(model_folder(name_or_path), dtype=dtype)
+    return _read_autoencoder(path, dtype)
+
+
+def _with_part(model: Model, path: Path, dtype: torch.dtype) -> Model:
+    """A model with the autoencoder of a file or folder in place of its own."""
+    autoencoder = _read_autoencoder(path, dtype)
+    speak(autoencoder, model.spec.latent_space)
+    return replace(model, autoencoder=autoencoder)
+
+
+def _read_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
+    if path.is_dir() and (path / CONFIG).is_file():
+        return load_diffusers_autoencoder(path, dtype)
+    if path.is_dir() or path.name.startswith(AUTOENCODER.removesuffix(".safetensors")):
+        return load_autoencoder(path, dtype=dtype)
+    parts = read_checkpoint(path, dtype)
+    part = parts.autoencoder
+    if part is None:
+        raise InputError(f"{path}: holds no autoencoder, but {_contents(parts)}")
+    space = FAMILIES[parts.family].spec.latent_space if parts.family in FAMILIES else None
+    return filled(lambda: build_autoencoder(part.config, space), part.tensors, path)
+
+
+def _load_file(
+    path: Path, others: Sequence[Path], places: Sequence[Path], family: str | None, dtype: torch.dtype
+) -> Model:
+    """The model of an original file, with what it lacks out of the other files."""
+    files = {file: read_checkpoint(file, dtype) for file in (path, *others)}
+    name = family or files[path].family
+    if name not in FAMILIES and family is not None:
+        raise unknown("family", name, FAMILIES)
+    if name not in FAMILIES or files[path].network is None:
+        raise InputError(
+            f"{path}: holds {_contents(files[path])} but no denoising network: no model of itself"
+        )
+    entry = FAMILIES[name]
+    network_part = files[path].network
+    assert network_part is not None
+    spec = _spec(entry, name, files[path], given=family is not None)
+    network = filled(lambda: build_network(network_part.config), network_part.tensors, path)
+    found = [where for where, parts in files.items() if parts.autoencoder is not None]
+    if not found:
+        raise InputError(f"{path}: holds no autoencoder: give the file of one as a part")
+    model = Model(
+        autoencoder=_autoencoder(files[found[-1]].autoencoder, spec.latent_space, found[-1]),
+        denoiser=Denoiser(network, spec.path, spec.prediction),
+        texts=_texts(entry, files, [*places, path.parent, *(file.parent for file in others)]),
+        spec=spec,
+    )
+    check_fit(model, path)
+    speak(model.autoencoder, spec.latent_space)
+    return model
+
+
+def _autoencoder(part: Part | None, space: LatentSpace, where: Path) -> Autoencoder:
+    assert part is not None
+    return filled(lambda: build_autoencoder(part.config, space), part.tensors, where)
+
+
+def _texts(family: Family, files: Mapping[Path, Parts], places: Sequence[Path]) -> tuple[TextPart, ...]:
+    """The text encoders that a family wants, each of the last file that has it, with their tokenizers."""
+    texts = []
+    for role in family.texts:
+        holders = [where for where, parts in files.items() if role in parts.texts]
+        if not holders and role in family.optional:
+            continue
+        if not holders:
+            wanted = ", ".join(family.texts)
+            first = next(iter(files))
+            raise InputError(
+                f"{first}: no text encoder {role!r} in it: give its file as a part (needed: {wanted})"
+            )
+        part = files[holders[-1]].texts[role]
+        encoder = filled(lambda part=part: build_text_encoder(part.config), part.tensors, holders[-1])
+        kind = TOKENIZERS.get(role)
+        texts.append(TextPart(encoder, None if kind is None else find_tokenizer(kind, places)))
+    return tuple(texts)
+
+
+def _spec(family: Family, name: str, parts: Parts, *, given: bool) -> DenoiserSpec:
+    """How a family's network is used, with what this file itself says of it."""
+    spec = family.spec
+    if name == "sd2" and not given and not _predicts_v(parts):
+        spec = FAMILIES["sd2-base"].spec
+    if parts.latent_stats is not None:
+        mean, std = parts.latent_stats
+        spec = replace(
+            spec, latent_space=replace(spec.latent_space, mean=mean, std=tuple(2 * s for s in std))
+        )
+    if parts.scale_factor is not None:
+        space = spec.latent_space
+        spec = replace(spec, latent_space=scaled(space.channels, space.stride, parts.scale_factor))
+    if "v_pred" in parts.markers:
+        path = replace(spec.path, zero_terminal_snr="ztsnr" in parts.markers)
+        spec = replace(spec, prediction="v", path=path)
+    return spec
+
+
+def _predicts_v(parts: Parts) -> bool:
+    assert parts.network is not None
+    telltale = parts.network.tensors.get(V_TELLTALE)
+    return telltale is None or telltale.is_meta or float(telltale.float().std()) > V_SPREAD
+
+
+def _contents(parts: Parts) -> str:
+    found = [*parts.texts, *(["an autoencoder"] if parts.autoencoder is not None else [])]
+    return some(found) or "nothing known"
