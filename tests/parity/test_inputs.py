@@ -265,3 +265,19 @@ def test_flux_redux(tmp_path: Path) -> None:
     assert_same(draw_ours(mine, PROMPTS, steps=STEPS, image_prompt=tokens, **given), made, 2)
     with pytest.raises(InputError, match=r"image_prompt must have shape \(1 or 1, N, 40\), not \(1, 9, 8\)"):
         mine("a rocket", image_prompt=tokens[:, :, :8])
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "fill", "reference"])
+def test_half_precision_takes_what_is_shown(kind: str, tmp_path: Path) -> None:
+    pipe = {
+        "inpaint": lambda: sd15(tmp_path, unet(WIDTH, in_channels=9), "StableDiffusionInpaintPipeline"),
+        "fill": lambda: flux(tmp_path, guided=True, pipeline="FluxFillPipeline", in_channels=384),
+        "reference": lambda: flux(tmp_path, guided=True, pipeline="FluxKontextPipeline"),
+    }[kind]()
+    pipe.save_pretrained(tmp_path / "model")
+    shown = {"image": random_image()} | ({} if kind == "reference" else {"mask": square_mask()})
+    a, b = (
+        darkroom.load(tmp_path / "model", device="cpu", dtype=dtype)("a rocket", seed=1, steps=2, **shown)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 0 < ((a.latents - b.latents).norm() / a.latents.norm()).item() < 0.2

@@ -234,7 +234,7 @@ class Flux(nn.Module):
         check_context("FLUX network", context, None, self.config.context_dim)
         assert context is not None
         rows, columns = patch_grid(x, PATCH)
-        pictures = [x] if extra.reference is None else [x, extra.reference]
+        pictures = [x] if extra.reference is None else [x, extra.reference.to(x.dtype)]
         vector = self.vector(x, timestep, extra)  # (B, D)
         rotation = rotations(
             self.config, context.shape[1], [patch_grid(p, PATCH) for p in pictures], x.device

@@ -1,0 +1,182 @@
+"""Folders in diffusers' layout: what may lie in them, and what is wrong with others."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import darkroom
+from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.load import load_any, load_any_autoencoder
+from darkroom.errors import InputError
+
+pytest.importorskip("diffusers")
+
+from tests.parity.pipelines import flux, sd3, sd15, sdxl, vae
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": lambda folder: flux(folder, guided=True)}
+    folders = {}
+    for name, make in made.items():
+        folder = tmp_path_factory.mktemp(name)
+        make(folder).save_pretrained(folder / "model")
+        folders[name] = folder / "model"
+    return folders
+
+
+def copied(saved: dict[str, Path], name: str, out: Path) -> Path:
+    return shutil.copytree(saved[name], out / name)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_not_needed_is_not_looked_at(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    for part in ("safety_checker", "feature_extractor"):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text("not even JSON")
+    edit(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+    assert load_any(folder).spec == load_any(saved["sd15"]).spec
+
+
+def test_weights_in_shards_and_in_half_precision(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    tensors, metadata = load_tensors(folder / "unet" / WEIGHTS)
+    (folder / "unet" / WEIGHTS).unlink()
+    save_tensors(folder / "unet" / WEIGHTS, tensors, metadata, max_bytes=40_000)
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    tensors, metadata = load_tensors(folder / "vae" / WEIGHTS, dtype=torch.float16)
+    (folder / "vae" / WEIGHTS).unlink()
+    save_tensors(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors", tensors, metadata)
+    a, b = (darkroom.load(f, device="cpu")("red apple", seed=1, steps=2) for f in (folder, saved["sd15"]))
+    assert torch.equal(a.latents, b.latents)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("unet", "lacks the folder transformer or unet, a part of the model"),
+        ("vae", "lacks the folder vae or vqvae, a part of the model"),
+        ("text_encoder", "lacks the folder text_encoder, a part of the model"),
+        ("scheduler", "lacks the folder scheduler, a part of the model"),
+        ("unet/config.json", r"unet/config\.json: cannot be read: No such file"),
+        (f"unet/{WEIGHTS}", r"unet: no weights here: expected diffusion_pytorch_model\.safetensors or"),
+    ],
+)
+def test_a_part_that_is_missing_is_named(
+    saved: dict[str, Path], part: str, message: str, tmp_path: Path
+) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+    with pytest.raises(InputError, match=message):
+        load_any(folder)
+
+
+def test_a_missing_tokenizer_is_looked_for_and_named(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    elsewhere = shutil.move(folder / "tokenizer", tmp_path / "clip")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no cache"))
+    monkeypatch.delenv("DARKROOM_TOKENIZERS", raising=False)
+    with pytest.raises(InputError, match="tokenizer"):
+        load_any(folder)
+    assert load_any(folder, tokenizers=elsewhere).texts[0].tokenizer is not None
+
+
+def test_pickles_are_not_read(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    (folder / "vae" / WEIGHTS).rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.bin is a pickle, which is not read"):
+        load_any(folder)
+
+
+def test_an_unknown_pipeline_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    edit(folder / "model_index.json", _class_name="StableDiffusionPipelin")
+    with pytest.raises(InputError, match="did you mean 'StableDiffusionPipeline'"):
+        load_any(folder)
+
+
+def test_a_part_of_another_family_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(saved["sd3"] / "vae", folder / "vae")
+    with pytest.raises(InputError, match=r"sd15: its parts do not fit each other: .* denoiser's network"):
+        load_any(folder)
+
+
+def test_a_text_encoder_of_the_wrong_width_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sdxl", tmp_path)
+    edit(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    with pytest.raises(InputError, match="context width is 16 in the text encoder, 32 in the denoiser"):
+        load_any(folder)
+
+
+def test_weights_of_another_shape_are_listed(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    edit(folder / "unet" / "config.json", cross_attention_dim=24)
+    with pytest.raises(
+        InputError, match=r"unet: its tensors are not those of its config; wrong shapes: .*attn2"
+    ):
+        load_any(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sd15", {"width": 60}, "width must divide by 16 for this model, as 48 or 64, not 60"),
+        ("sd3", {"width": 256}, "256x64 is too large for this model: its positions end at 192 a side"),
+        ("flux", {"height": 40}, "height must divide by 16 for this model, as 32 or 48, not 40"),
+        ("sd15", {"true_guidance_scale": 2.0}, "true_guidance_scale is for models that are told"),
+        ("sd15", {"image_prompt": torch.zeros(1, 2, 3)}, "image_prompt is for FLUX"),
+        ("sd15", {"image": torch.zeros(1, 3, 64, 40)}, "width must divide by 16"),
+        (
+            "sd15",
+            {"image": torch.zeros(1, 3, 64, 64), "width": 48, "height": 64},
+            "`image` is 64x64, and 48x64",
+        ),
+    ],
+)
+def test_what_a_family_cannot_do_is_named(
+    saved: dict[str, Path], name: str, change: dict[str, Any], message: str
+) -> None:
+    pipe = darkroom.load(saved[name], device="cpu")
+    with pytest.raises(InputError, match=message):
+        pipe("red apple", **{"width": 64, "height": 64} | change if "image" not in change else change)
+
+
+def test_a_refiner_of_another_family_is_refused(saved: dict[str, Path]) -> None:
+    base, other = (darkroom.load(saved[name], device="cpu") for name in ("sd15", "sd3"))
+    with pytest.raises(InputError, match="the refiner's latent_space is not this model's"):
+        base("red apple", refiner=other)
+
+
+def test_an_autoencoder_alone_and_in_a_models_place(saved: dict[str, Path], tmp_path: Path) -> None:
+    vae(scaling_factor=0.5).save_pretrained(tmp_path / "other")
+    alone = load_any_autoencoder(tmp_path / "other")
+    assert alone.latent_space.std == (2.0,) * 4
+    inside = load_any_autoencoder(saved["sd15"])
+    swapped = load_any(saved["sd15"], parts=[tmp_path / "other"]).autoencoder
+    assert swapped.latent_space == inside.latent_space, "the denoiser's wins"
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no model here: expected denoiser\.safetensors, or .*model_index\.json"
+    ):
+        load_any(tmp_path)
