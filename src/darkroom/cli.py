@@ -283,12 +283,14 @@ def reconstruct(
 
 def models() -> None:
     """List the models that come with the package, and the families that can be loaded."""
-    from darkroom.checkpoint.summary import bundled_rows, family_rows
+    from darkroom.checkpoint.summary import bundled_rows, family_rows, tiny_rows
 
     print("With the package:\n")
     _print_table(bundled_rows())
     print("\nFamilies that are read from your files:\n")
     _print_table(family_rows())
+    print("\nTiny autoencoders, as a part:\n")
+    _print_table(tiny_rows())
     print("\nFLUX.1 [pro] is closed: its weights were never published. flux-dev is what comes nearest.")
 
 

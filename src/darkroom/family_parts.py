@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
+from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.unet import UNetConfig
@@ -26,6 +27,14 @@ KL_F8 = AutoencoderKLConfig()
 KL_F4 = AutoencoderKLConfig(channels=(128, 256, 512))
 KL_16 = AutoencoderKLConfig(latent_channels=16, quant_conv=False)
 VQ_F4 = AutoencoderVQConfig()
+# Small stand-ins for the large autoencoders, by the families that they decode for.
+TINY_AUTOENCODERS = {
+    "taesd": ("Stable Diffusion 1, 2", AutoencoderTinyConfig()),
+    "taesdxl": ("SDXL, Playground v2", AutoencoderTinyConfig()),
+    "taesd3": ("Stable Diffusion 3, 3.5", AutoencoderTinyConfig(latent_channels=16)),
+    "taef1": ("FLUX.1", AutoencoderTinyConfig(latent_channels=16)),
+    "taef2": ("FLUX.2", AutoencoderTinyConfig(latent_channels=32, pooled_blocks=True)),
+}
 
 SD1_SPACE = scaled(4, 8, 0.18215)
 XL_SPACE = scaled(4, 8, 0.13025)

@@ -20,6 +20,7 @@ from darkroom.text.t5 import T5Config
 from darkroom.train import autoencoder, denoiser
 from darkroom.train.denoiser import ObjectiveConfig
 from darkroom.train.optim import OptimConfig
+from tests.closeness import assert_parity
 from tests.train.helpers import autoencoder_recipe, denoiser_recipe
 
 diffusers = pytest.importorskip("diffusers")
@@ -98,6 +99,20 @@ def trained(name: str, out: Path, first_stage: Path) -> Path:
     return denoiser.train(replace(recipe, defaults=defaults, optim=OptimConfig(lr=1e-2)))
 
 
+def their_states(pipe: Any, name: str, prompts: list[str]) -> tuple[Any, Any]:
+    """The text states and the pooled vector that a pipeline of diffusers makes of prompts."""
+    if name == "sd":
+        return pipe.encode_prompt(prompts, "cpu", 1, False)[0], None
+    if name == "sdxl":
+        made = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+        return made[0], made[2]
+    options = {"prompt_2": None, "max_sequence_length": 12}
+    if name == "sd3":
+        made = pipe.encode_prompt(prompts, prompt_3=None, do_classifier_free_guidance=False, **options)
+        return made[0], made[2]
+    return pipe.encode_prompt(prompts, **options)[:2]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_trained_here_draws_the_same_in_diffusers(
     name: str, first_stage: Path, tmp_path: Path
@@ -113,6 +128,12 @@ def test_a_model_trained_here_draws_the_same_in_diffusers(
     extra: dict[str, Any] = {} if name == "flux" else {"negative_prompt": ["green"] * 2}
     if name in ("sd3", "flux"):
         extra["max_sequence_length"] = 12
+    context, pooled = their_states(theirs, name, prompts)
+    request = ours.request(prompts)
+    cond = ours.text_states(ours.tokens(prompts, request), request)
+    assert_parity(cond.context.detach(), context.detach())
+    if pooled is not None:
+        assert_parity(cond.extra.pooled[:, : pooled.shape[1]].detach(), pooled.detach())
     images = theirs(
         prompts,
         latents=pack(noise) if name == "flux" else noise,

@@ -67,19 +67,19 @@ def load_any(
     `family` says what an original file is where its names and shapes leave several. Raises InputError if
     there is nothing of that name, or if it is no model, lacks a part, or mixes parts that do not fit.
     """
-    path = Path(name_or_path)
-    places = [Path(tokenizers)] if tokenizers is not None else []
+    path, others = Path(name_or_path).expanduser(), [Path(part).expanduser() for part in parts]
+    places = [Path(tokenizers).expanduser()] if tokenizers is not None else []
     if str(name_or_path) not in bundled() and path.is_file():
-        return _load_file(path, [Path(p) for p in parts], places, family, dtype)
-    folder = model_folder(name_or_path)
+        return _load_file(path, others, places, family, dtype)
+    folder = model_folder(path)
     if (folder / INDEX).is_file():
         model = load_diffusers(folder, places, dtype)
     elif any(folder.glob(f"{DENOISER}*")):
         model = load_model(folder, dtype=dtype)
     else:
         raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
-    for part in parts:
-        model = _with_part(model, Path(part), dtype)
+    for part in others:
+        model = _with_part(model, part, dtype)
     check_fit(model, folder)
     return model
 
@@ -90,14 +90,14 @@ def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch
     It speaks the latent space of the model that it is found in, where that is known. Raises InputError if
     there is none.
     """
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if str(name_or_path) in bundled() or (path.is_dir() and any(path.glob(f"{AUTOENCODER}*"))):
-        return load_model_autoencoder(model_folder(name_or_path), dtype=dtype)
+        return load_model_autoencoder(model_folder(path), dtype=dtype)
     for part in AUTOENCODERS:
         if (path / part / CONFIG).is_file():
             return load_diffusers_autoencoder(path / part, dtype)
     if not path.exists():
-        return load_model_autoencoder(model_folder(name_or_path), dtype=dtype)
+        return load_model_autoencoder(model_folder(path), dtype=dtype)
     return _read_autoencoder(path, dtype)
 
 

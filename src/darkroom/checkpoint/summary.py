@@ -21,6 +21,7 @@ from darkroom.checkpoint.build import (
 from darkroom.checkpoint.io import count_elements, tensor_files
 from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, DenoiserSpec, numbered, read_spec
 from darkroom.families import FAMILIES, Family
+from darkroom.family_parts import TINY_AUTOENCODERS
 from darkroom.presets import CARDS, bundled
 
 COMMON_SIZE = 512  # pixels a side, to compare latents of all families at
@@ -109,6 +110,15 @@ def family_rows() -> Iterator[tuple[str, ...]]:
             family.licence,
             family.note,
         )
+
+
+def tiny_rows() -> Iterator[tuple[str, ...]]:
+    """The tiny autoencoders as a table, its columns' names first."""
+    yield ("name", "in the place of the autoencoder of", f"latents at {COMMON_SIZE}", "parameters", "licence")
+    for name, (families, config) in TINY_AUTOENCODERS.items():
+        side = COMMON_SIZE // config.stride
+        shape = _shape((config.latent_channels, side, side))
+        yield (name, families, shape, _count(parameters(config)), "MIT")
 
 
 @cache
