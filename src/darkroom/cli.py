@@ -119,7 +119,7 @@ class Seen:
             raise InputError("--image-prompt and --redux go together: the picture, and what reads it")
         return {name: path for name, path in given.items() if path is not None}
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """What they are called in a call of the library."""
         from PIL.Image import fromarray
 

@@ -262,14 +262,14 @@ class Pipeline:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
         seeds = request.seeds[batch.start : batch.stop]
         noise = noise_source(request.compat.noise)(seeds, latent_shape(request, self.model))
-        (_, levels), *later = stages(request, self.model)
-        total = sum(len(part) - 1 for part in (levels, *(part for _, part in later)))
-        x, *conditions = self.prepare(request, batch, noise, levels[0])
-        runs = [(self, conditions, levels)]
-        runs += [(pipe, pipe.conditions(request, batch), part) for pipe, part in later if pipe is not None]
+        levels = stages(request, self.model)
+        total = sum(len(part) - 1 for part in levels)
         done = number * total
-        for pipe, (cond, uncond), part in runs:
-            for step in pipe.denoise(x, cond, uncond, request, part, noise):
+        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0])
+        for pipe, part in zip((self, request.refiner), levels, strict=False):
+            if pipe is not None and pipe is not self:
+                cond, uncond = pipe.conditions(request, batch)
+            for step in (pipe or self).denoise(x, cond, uncond, request, part, noise):
                 x, done = step.x, done + 1
                 if on_step is not None:
                     on_step(Progress(done, len(request.batches()) * total, step))

@@ -4,7 +4,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from PIL.Image import Image, Resampling
 from torch import Tensor
@@ -99,10 +99,10 @@ class Request:
 
 def complete(model: Model, prompt: str | int | Sequence[str | int], options: Options) -> Request:
     """A call's request of a model; raises InputError for what cannot be."""
-    if options.keys() - Options.__annotations__.keys():
-        raise unknown("option", min(options.keys() - Options.__annotations__.keys()), Options.__annotations__)
-    given = {name: value for name, value in options.items() if value is not None}
-    defaults, mode = model.spec.defaults, compat(str(given.pop("compat", "darkroom")))
+    if strange := options.keys() - Options.__annotations__.keys():
+        raise unknown("option", min(strange), Options.__annotations__)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    defaults, mode = model.spec.defaults, compat(given.pop("compat", "darkroom"))
     prompts = _prompts(prompt, given.pop("count", 1))
     seed = given.pop("seed", None)
     exact, batch_size = given.pop("exact", False), given.pop("batch_size", BATCH_SIZE)
@@ -204,17 +204,17 @@ def starting_image(request: Request, model: Model) -> Tensor | None:
     return image
 
 
-def stages(request: Request, model: Model) -> list[tuple["Pipeline | None", list[float]]]:
-    """The noise levels of a request in one stage, or in two with the refiner's last."""
+def stages(request: Request, model: Model) -> list[list[float]]:
+    """The noise levels of a request in one stage, or in two, the refiner's last, that share a level."""
     levels = sigmas(request, model)
     if request.refiner is None:
-        return [(None, levels)]
+        return [levels]
     path = model.denoiser.path
     count = getattr(path, "num_timesteps", 1000)
     # As in diffusers: the timesteps from this one on are the first model's.
     cutoff = round(count - request.refiner_start * count)
     switch = sum(path.timestep_from_sigma(sigma) >= cutoff for sigma in levels[:-1])
-    return [(None, levels[: switch + 1]), (request.refiner, levels[switch:])]
+    return [levels[: switch + 1], levels[switch:]]
 
 
 def _prompts(prompt: str | int | Sequence[str | int], count: int) -> list[str]:
@@ -226,7 +226,7 @@ def _prompts(prompt: str | int | Sequence[str | int], count: int) -> list[str]:
     return [str(text) for text in prompts for _ in range(count)]
 
 
-def _pictures(given: dict, model: Model) -> Pictures:
+def _pictures(given: dict[str, Any], model: Model) -> Pictures:
     """The pictures of a call as tensors, at the size that is asked for, and checked for the kind of model."""
     size = (given["width"], given["height"]) if {"width", "height"} <= given.keys() else None
     if model.spec.beside in ENLARGING:
@@ -253,7 +253,7 @@ def _picture(name: str, picture: Image | Tensor | None, size: tuple[int, int] | 
     return to_tensor(resized)[None]
 
 
-def _size(given: dict, pictures: Pictures, model: Model) -> tuple[int, int]:
+def _size(given: dict[str, Any], pictures: Pictures, model: Model) -> tuple[int, int]:
     """Width and height: as asked, or of the picture that was given, or the model's."""
     width, height = given.pop("width", None), given.pop("height", None)
     seen = next((p for p in (pictures.image, pictures.control) if p is not None), None)

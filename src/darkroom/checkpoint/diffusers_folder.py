@@ -51,7 +51,7 @@ from darkroom.text.conditioning import (
     TextPart,
     XLConditioning,
 )
-from darkroom.text.find import find_tokenizer, read_tokenizer
+from darkroom.text.find import Kind, find_tokenizer, read_tokenizer
 from darkroom.text.ldm import LDMTextConfig
 from darkroom.text.t5 import T5Config
 
@@ -61,7 +61,7 @@ WEIGHTS = ("diffusion_pytorch_model", "model")
 
 
 @dataclass(frozen=True)
-class Kind:
+class PipelineKind:
     """What a pipeline's class says: whose defaults it has, and what its network sees beside the latents."""
 
     family: str
@@ -70,25 +70,25 @@ class Kind:
 
 # Variants of one model have classes of their own in diffusers, whatever they are used for.
 PIPELINES = {
-    "StableDiffusionPipeline": Kind("sd1"),
-    "StableDiffusionImg2ImgPipeline": Kind("sd1"),
-    "StableDiffusionInpaintPipeline": Kind("sd1", "inpaint"),
-    "StableDiffusionDepth2ImgPipeline": Kind("sd2-depth", "depth"),
-    "StableDiffusionUpscalePipeline": Kind("sd-x4-upscaler", "upscale"),
-    "StableDiffusionXLPipeline": Kind("sdxl"),
-    "StableDiffusionXLImg2ImgPipeline": Kind("sdxl-refiner"),
-    "StableDiffusionXLInpaintPipeline": Kind("sdxl", "inpaint"),
-    "StableDiffusion3Pipeline": Kind("sd3-medium"),
-    "StableDiffusion3Img2ImgPipeline": Kind("sd3-medium"),
-    "FluxPipeline": Kind("flux-dev"),
-    "FluxImg2ImgPipeline": Kind("flux-dev"),
-    "FluxFillPipeline": Kind("flux-fill", "fill"),
-    "FluxControlPipeline": Kind("flux-control", "control"),
-    "FluxKontextPipeline": Kind("flux-kontext", "reference"),
-    "DiTPipeline": Kind("dit-xl-2-256"),
-    "LDMPipeline": Kind("ldm-unconditional"),
-    "LDMTextToImagePipeline": Kind("ldm-text2img-large"),
-    "LDMSuperResolutionPipeline": Kind("ldm-super-resolution", "enlarge"),
+    "StableDiffusionPipeline": PipelineKind("sd1"),
+    "StableDiffusionImg2ImgPipeline": PipelineKind("sd1"),
+    "StableDiffusionInpaintPipeline": PipelineKind("sd1", "inpaint"),
+    "StableDiffusionDepth2ImgPipeline": PipelineKind("sd2-depth", "depth"),
+    "StableDiffusionUpscalePipeline": PipelineKind("sd-x4-upscaler", "upscale"),
+    "StableDiffusionXLPipeline": PipelineKind("sdxl"),
+    "StableDiffusionXLImg2ImgPipeline": PipelineKind("sdxl-refiner"),
+    "StableDiffusionXLInpaintPipeline": PipelineKind("sdxl", "inpaint"),
+    "StableDiffusion3Pipeline": PipelineKind("sd3-medium"),
+    "StableDiffusion3Img2ImgPipeline": PipelineKind("sd3-medium"),
+    "FluxPipeline": PipelineKind("flux-dev"),
+    "FluxImg2ImgPipeline": PipelineKind("flux-dev"),
+    "FluxFillPipeline": PipelineKind("flux-fill", "fill"),
+    "FluxControlPipeline": PipelineKind("flux-control", "control"),
+    "FluxKontextPipeline": PipelineKind("flux-kontext", "reference"),
+    "DiTPipeline": PipelineKind("dit-xl-2-256"),
+    "LDMPipeline": PipelineKind("ldm-unconditional"),
+    "LDMTextToImagePipeline": PipelineKind("ldm-text2img-large"),
+    "LDMSuperResolutionPipeline": PipelineKind("ldm-super-resolution", "enlarge"),
 }
 TEXTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
 
@@ -200,12 +200,17 @@ def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: to
         if isinstance(config, CLIPTextConfig) and config.projection_dim is None:
             tensors.pop("text_projection.weight", None)
         network = filled(lambda config=config: build_text_encoder(config), tensors, folder / encoder)
-        kind = {"t5": "t5", "ldm_text": "bert"}.get(
-            config.kind, "clip_g" if encoder == "text_encoder_2" else "clip"
-        )
         own = folder / tokenizer
-        parts.append(TextPart(network, read_tokenizer(own) if own.is_dir() else find_tokenizer(kind, places)))
+        found = read_tokenizer(own) if own.is_dir() else find_tokenizer(_tokenizer_kind(config), places)
+        parts.append(TextPart(network, found))
     return parts
+
+
+def _tokenizer_kind(config: CLIPTextConfig | T5Config | LDMTextConfig) -> Kind:
+    """What tokenizer an encoder reads with; OpenCLIP's, which are with the exact GELU, pad as bigG's."""
+    if isinstance(config, CLIPTextConfig):
+        return "clip" if config.activation == "quick_gelu" else "clip_g"
+    return "t5" if isinstance(config, T5Config) else "bert"
 
 
 def _text_tensors(
@@ -218,7 +223,7 @@ def _text_tensors(
     return table.inverse()(tensors)
 
 
-def _family(kind: Kind, network: Network, prediction: str) -> str:
+def _family(kind: PipelineKind, network: Network, prediction: str) -> str:
     """Whose defaults a folder has, where several families share a pipeline's class."""
     config = network.config
     if kind.family == "sd1" and getattr(config, "context_dim", None) == FAMILIES["sd2"].network.context_dim:
@@ -251,7 +256,7 @@ def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network
     return TextConditioning() if isinstance(ours, TextConditioning) else ours
 
 
-def _beside(kind: Kind, network: Network, autoencoder: Autoencoder) -> Beside:
+def _beside(kind: PipelineKind, network: Network, autoencoder: Autoencoder) -> Beside:
     """Inpainting pipelines also take networks of plain text to image."""
     extra = network.config.in_channels - autoencoder.config.latent_channels
     return kind.beside if extra or kind.beside == "reference" else "nothing"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from darkroom.checkpoint.model import Autoencoder, save_autoencoder
+from darkroom.checkpoint.model import save_autoencoder
 from darkroom.data.folder import Pictures
 from darkroom.data.latents import as_image
 from darkroom.images import grid, save_png, to_pil
@@ -23,6 +23,8 @@ from darkroom.train.optim import OptimConfig, ParameterGroup
 from darkroom.train.recipe import DataConfig, check_run_folder, check_size, claim_run_folder, load_pictures
 
 SHOWN = 8
+
+TrainedAutoencoder = AutoencoderKL | AutoencoderVQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +150,14 @@ def finish(run: Run[AutoencoderTask]) -> Path:
     return run.out
 
 
-def build_autoencoder(config: AutoencoderKLConfig | AutoencoderVQConfig) -> Autoencoder:
+def build_autoencoder(config: AutoencoderKLConfig | AutoencoderVQConfig) -> TrainedAutoencoder:
     """The network of a config, freshly initialised."""
     return AutoencoderVQ(config) if isinstance(config, AutoencoderVQConfig) else AutoencoderKL(config)
 
 
 @torch.no_grad()
 def measure_latent_space(
-    model: Autoencoder, pictures: Pictures, device: torch.device, batch_size: int = 64
+    model: TrainedAutoencoder, pictures: Pictures, device: torch.device, batch_size: int = 64
 ) -> LatentSpace:
     """Per-channel mean and standard deviation of the raw latents over all pictures, each once.
 
