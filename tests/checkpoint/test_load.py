@@ -24,6 +24,7 @@ from darkroom.checkpoint.layouts import (
 )
 from darkroom.checkpoint.load import load_any_autoencoder
 from darkroom.checkpoint.model import Model, check_fit
+from darkroom.checkpoint.single_file import ROWS
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError
 from darkroom.families import FAMILIES
@@ -219,6 +220,10 @@ def test_an_original_file_draws_what_its_model_draws(name: str, tokenizers: Path
     first, second = Pipeline(model)(**asked(name)), loaded(**asked(name))
     assert np.asarray(first.images[0]).std() > 10
     assert_parity(second.latents, first.latents)
+
+
+def test_every_family_that_a_file_can_be_is_known() -> None:
+    assert {row.family for row in ROWS} <= FAMILIES.keys()
 
 
 def test_a_network_alone_says_what_it_lacks(tokenizers: Path, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ network that is and of which family. What is known of the releases stands in the
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darkroom.checkpoint.build import (
     AutoencoderConfig,
@@ -86,10 +87,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Row:
-    """A family by facts about its network, and what the network's names and shapes leave open: its heads.
-
-    Facts that are not named may be anything.
-    """
+    """A family by facts about its network, others being free, and the heads, which shapes leave open."""
 
     family: str
     kind: str
@@ -119,10 +117,10 @@ ROWS = (
     _unet_row("sdxl-refiner", WIDE, 4, 1280, pooled=2560),
     _unet_row("ldm-cin256", ONE, 3, 512),
     _unet_row("ldm-cin256", EIGHT, 4, 512),  # the paper's own, of the latents of a VQ-f8
-    _unet_row("ldm-text2img", NARROW, 3, 640),
-    _unet_row("ldm-text2img", EIGHT, 4, 1280),  # the 1.45B one
+    _unet_row("ldm-text2img256", NARROW, 3, 640),
+    _unet_row("ldm-text2img-large", EIGHT, 4, 1280),  # the 1.45B one
     _unet_row("ldm-unconditional", NARROW, 3, None),
-    _unet_row("ldm-unconditional", EIGHT, 4, None),  # churches
+    _unet_row("ldm-churches256", EIGHT, 4, None),  # churches
     _unet_row("ldm-super-resolution", NARROW, 6, None),
     _unet_row("ldm-inpainting", EIGHT, 7, None),
     Row("sd3-medium", "mmdit", {"norm": False, "dual": False}),
@@ -160,8 +158,7 @@ IGNORED = (
     "loss.",
     "low_scale_model.",  # noise schedule of the x4 upscaler
     "depth_model.",  # MiDaS, which makes SD 2's depth maps out of pictures
-    *(f"cond_stage_model.{part}." for part in ("encoder", "decoder", "quantize")),
-    *(f"cond_stage_model.{part}." for part in ("quant_conv", "post_quant_conv")),
+    *(f"cond_stage_model.{p}." for p in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")),
 )
 # What follows from the config, and a temperature for comparing texts with pictures.
 BUFFERS = re.compile(
@@ -174,42 +171,25 @@ MARKERS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 HALVES = {"encoder": "decoder", "decoder": "encoder"}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # What other files look like, by one of their names, and what to say.
-REFUSED = tuple(
-    (re.compile(pattern, re.MULTILINE), message)
-    for pattern, message in (
-        (
-            r"(^|[._])lora[_.A-Z\d]|^lycoris_|\.(hada_w|lokr_w|oft_)|\.diff$",
-            "looks like a LoRA, which changes a model and is none itself: give the file of a model",
-        ),
-        (
-            r"^control_model\.|controlnet_|^input_hint_block\.",
-            "looks like a ControlNet: ControlNets steer a model and are no models: give the file of a model",
-        ),
-        (r"^(ip_adapter|image_proj)\.", "looks like an IP-Adapter, which is no model: give the file of one"),
-        (
-            r"^(emb_params|clip_l|clip_g|string_to_param\..+)$",
-            "looks like a textual inversion, which is a word and no model: give the file of a model",
-        ),
-        (r"^redux_(up|down)\.", "is FLUX Redux, which takes pictures as prompts: give the file of a model"),
-        (
-            r"(^|\.)(scaled_fp8|scale_weight|weight_scale|absmax|quant_map)$",
-            "holds quantised weights with scales, which are not read: take the file of full weights",
-        ),
-        (
-            r"^(down_blocks|transformer_blocks|single_transformer_blocks)\.",
-            "holds one network under diffusers' names: give the folder of the whole model",
-        ),
-        (
-            r"^cond_stage_model\.channel_mapper\.",
-            "is the 2021 model that paints segmentations, which is not known here",
-        ),
-        (
-            r"\A(\d+\.(conv\.\d+\.)?(weight|bias)(\n|\Z))+\Z",
-            "is half of a tiny autoencoder: put the other half beside it, named the same but for `encoder` or "
-            "`decoder`",
-        ),
-    )
-)
+REFUSED = {
+    r"(^|[._])lora[_.A-Z\d]|^lycoris_|\.(hada_w|lokr_w|oft_)|\.diff$": (
+        "looks like a LoRA, which changes a model and is none itself: give the file of a model"
+    ),
+    r"^control_model\.|controlnet_|^input_hint_block\.": (
+        "looks like a ControlNet: ControlNets steer a model and are no models: give the file of a model"
+    ),
+    r"^(ip_adapter|image_proj|redux_up)\.": "makes prompts of pictures and is no model: give the file of one",
+    r"^(emb_params|clip_l|clip_g)$": "is a textual inversion, a word and no model: give the file of a model",
+    r"(^|\.)(scaled_fp8|scale_weight|absmax)$": "holds quantised weights, which are not read: give full ones",
+    r"^(down_blocks|transformer_blocks|single_transformer_blocks)\.": (
+        "holds one network under diffusers' names: give the folder of the whole model"
+    ),
+    r"^cond_stage_model\.channel_mapper\.": "is the 2021 model that paints segmentations: it is not known",
+    r"\A(\d+\.(conv\.\d+\.)?(weight|bias)(\n|\Z))+\Z": (
+        "is half of a tiny autoencoder: the other half must lie beside it, named the same but for "
+        "`encoder` or `decoder`"
+    ),
+}
 
 
 def read_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Parts:
@@ -225,12 +205,10 @@ def read_checkpoint(path: Path, dtype: torch.dtype | None = None) -> Parts:
     parts = split_checkpoint(_joined_halves(path), path)
     if dtype is None:
         return parts
-    return replace(
-        parts,
-        network=parts.network and _converted(parts.network, dtype),
-        autoencoder=parts.autoencoder and _converted(parts.autoencoder, dtype),
-        texts={role: _converted(part, dtype) for role, part in parts.texts.items()},
-    )
+    texts = {role: _converted(part, dtype) for role, part in parts.texts.items()}
+    network = parts.network and _converted(parts.network, dtype)
+    autoencoder = parts.autoencoder and _converted(parts.autoencoder, dtype)
+    return replace(parts, network=network, autoencoder=autoencoder, texts=texts)
 
 
 def split_checkpoint(tensors: Mapping[str, Tensor], where: Path) -> Parts:
@@ -239,8 +217,9 @@ def split_checkpoint(tensors: Mapping[str, Tensor], where: Path) -> Parts:
     Raises InputError, which starts with `where`, as `read_checkpoint` does.
     """
     names = "\n".join(tensors)
-    if refused := next((message for pattern, message in REFUSED if pattern.search(names)), None):
-        raise InputError(f"{where}: {refused}")
+    for pattern, message in REFUSED.items():
+        if re.search(pattern, names, re.MULTILINE):
+            raise InputError(f"{where}: {message}")
     try:
         return _split(tensors)
     except InputError as error:
@@ -257,13 +236,14 @@ def _split(tensors: Mapping[str, Tensor]) -> Parts:
         if kind is None or (role := kind.role or _clip_role(group, prefix)) in found:
             unknown += [prefix + name for name in group]
             continue
-        if role == "network":
-            family = _row(kind, _shapes(group), edm=MEAN in single).family
+        if role == NETWORK:
+            family = _row(kind.name, _shapes(group), edm=MEAN in single).family
         found[role], extra = _part(kind, role, prefix, group)
         unknown += extra
     if not found:
         raise InputError(f"no part of a model that is known; it holds {some(tensors)}")
-    network, autoencoder = found.pop("network", None), found.pop("autoencoder", None)
+    scale, mean, std = (_numbers(tensors.get(name)) for name in (SCALE, MEAN, STD))
+    network, autoencoder = found.pop(NETWORK, None), found.pop(AUTOENCODER, None)
     return Parts(
         family=family or _family_of_part(autoencoder),
         network=network,
@@ -272,8 +252,8 @@ def _split(tensors: Mapping[str, Tensor]) -> Parts:
         unknown=tuple(unknown),
         ignored=tuple(p for p in IGNORED if any(name.startswith(p) for name in tensors)),
         markers=frozenset(single & set(MARKERS)),
-        scale_factor=next(iter(_numbers(tensors.get(SCALE))), None),
-        latent_stats=_latent_stats(tensors),
+        scale_factor=scale[0] if scale else None,
+        latent_stats=(mean, std) if mean and std else None,
     )
 
 
@@ -295,12 +275,10 @@ def _part(kind: "Kind", role: str, prefix: str, group: Tensors) -> tuple[Part[An
     if missing := {name: tensor for name, tensor in expected.items() if name not in reading.tensors}:
         names = [prefix + name for name in reading.table(missing)]
         raise InputError(f"its {kind.name} lacks {len(names)} tensors: {some(names)}")
-    originals = {id(tensor): name for name, tensor in group.items()}
-    extra = {n: t for n, t in reading.tensors.items() if n not in expected}
-    own = {n: t for n, t in reading.tensors.items() if n in expected}
-    return Part(config=reading.config, tensors=own), [
-        prefix + originals.get(id(t), n) for n, t in extra.items()
-    ]
+    own = {name: reading.tensors[name] for name in expected}
+    originals = {id(tensor): prefix + name for name, tensor in group.items()}
+    extra = [originals.get(id(t), prefix + n) for n, t in reading.tensors.items() if n not in expected]
+    return Part(config=reading.config, tensors=own), extra
 
 
 @dataclass(frozen=True)
@@ -309,15 +287,12 @@ class Reading:
 
     config: Any
     tensors: Tensors
-    table: Table = Table(())
+    table: Table
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A network as the releases name it: one of `telltales` is a tensor that no other kind has.
-
-    Without a `role` it is a CLIP text encoder, of which there are several.
-    """
+    """A network as releases name it: no other has one of its `telltales`; without `role` it is a CLIP."""
 
     name: str
     telltales: tuple[str, ...]
@@ -325,94 +300,78 @@ class Kind:
     role: str | None = None
 
 
-def _as_it_is(config: Callable[[Shapes], NetworkConfig]) -> Callable[[Tensors, str], Reading]:
-    """Our names are those of the release."""
-    return lambda tensors, _: Reading(config(_shapes(tensors)), tensors)
+def _by(table: Table, config: Callable[[Shapes], Any]) -> Callable[[Tensors, str], Reading]:
+    """Reading by the table from our names, and a config from shapes under ours."""
+
+    def read(tensors: Tensors, _: str) -> Reading:
+        ours = table.inverse()(tensors)
+        return Reading(config(_shapes(ours)), ours, table)
+
+    return read
 
 
 def _unet(tensors: Tensors, _: str) -> Reading:
     shapes = _shapes(tensors)
-    config = unet_config(shapes, **_row(KINDS[0], shapes).heads)
+    config = unet_config(shapes, **_row("unet", shapes).heads)
     table = unet_to_original(config)
     return Reading(config, table.inverse()(tensors), table)
 
 
-def _autoencoder(tensors: Tensors, _: str) -> Reading:
+def _autoencoder(tensors: Tensors, role: str) -> Reading:
     table = autoencoder_to_original(count_blocks(tensors, "encoder.down"))
-    ours = table.inverse()(tensors)
-    return Reading(autoencoder_config(_shapes(ours)), ours, table)
-
-
-def _autoencoder_of_diffusers(tensors: Tensors, _: str) -> Reading:
-    ours = AUTOENCODER_TO_LEGACY.inverse()(tensors)
-    return Reading(autoencoder_config(_shapes(ours)), ours)
-
-
-def _tiny(tensors: Tensors, _: str) -> Reading:
-    table = tiny_from_original()
-    ours = table(tensors) if "encoder.0.weight" in tensors else tensors
-    return Reading(tiny_config(_shapes(ours)), ours, table.inverse() if ours is not tensors else Table(()))
+    return _by(table, autoencoder_config)(tensors, role)
 
 
 def _clip(tensors: Tensors, role: str) -> Reading:
-    ours = CLIP_TEXT_TO_HUB.inverse()(tensors)
-    return Reading(clip_config(_shapes(ours), openclip=role != "clip_l"), ours, CLIP_TEXT_TO_HUB)
+    return _by(CLIP_TEXT_TO_HUB, partial(clip_config, openclip=role != "clip_l"))(tensors, role)
 
 
-def _openclip(tensors: Tensors, _: str) -> Reading:
-    ours = CLIP_TEXT_TO_OPENCLIP.inverse()(tensors)
-    return Reading(clip_config(_shapes(ours), openclip=True), ours, CLIP_TEXT_TO_OPENCLIP)
+def _t5(tensors: Tensors, role: str) -> Reading:
+    return _by(SAME, t5_config)(t5_from_published(tensors), role)
 
 
-def _t5(tensors: Tensors, _: str) -> Reading:
-    ours = t5_from_published(tensors)
-    return Reading(t5_config(_shapes(ours)), ours)
-
-
-def _ldm_text(tensors: Tensors, _: str) -> Reading:
+def _ldm_text(tensors: Tensors, role: str) -> Reading:
     # The original counts attention and feed-forward as two layers; the table wants nothing else of a config.
     layers = count_blocks(tensors, "attn_layers.layers") // 2
-    table = ldm_text_to_original(LDMTextConfig(layers=layers))
-    ours = table.inverse()(tensors)
-    return Reading(ldm_text_config(_shapes(ours)), ours, table)
+    return _by(ldm_text_to_original(LDMTextConfig(layers=layers)), ldm_text_config)(tensors, role)
 
 
 def _class_embedder(tensors: Tensors, _: str) -> Reading:
     num_classes, width = tensors["embedding.weight"].shape
-    return Reading(ClassEmbedderConfig(num_classes=num_classes, width=width), tensors)
+    return Reading(ClassEmbedderConfig(num_classes=num_classes, width=width), tensors, SAME)
 
 
+SAME = Table(())  # our names are the release's
 CLIP_TOKENS = "embeddings.token_embedding.weight"
+NETWORK, AUTOENCODER = "network", "autoencoder"
+OPENCLIP = _by(CLIP_TEXT_TO_OPENCLIP, partial(clip_config, openclip=True))
+DIFFUSERS_AUTOENCODER = _by(AUTOENCODER_TO_LEGACY, autoencoder_config)
 KINDS = (
-    Kind("unet", ("input_blocks.0.0.weight",), _unet, "network"),
-    Kind("mmdit", ("joint_blocks.0.x_block.attn.qkv.weight",), _as_it_is(mmdit_config), "network"),
-    Kind("flux", ("double_blocks.0.img_attn.qkv.weight",), _as_it_is(flux_config), "network"),
-    Kind("dit", ("y_embedder.embedding_table.weight",), _as_it_is(dit_config), "network"),
-    Kind("autoencoder", ("encoder.mid.block_1.norm1.weight",), _autoencoder, "autoencoder"),
-    Kind(
-        "autoencoder", ("encoder.mid_block.resnets.0.norm1.weight",), _autoencoder_of_diffusers, "autoencoder"
-    ),
-    Kind("tiny autoencoder", ("encoder.0.weight", "encoder.layers.0.weight"), _tiny, "autoencoder"),
-    Kind("CLIP text encoder", (f"text_model.{CLIP_TOKENS}", CLIP_TOKENS), _clip),
-    Kind("OpenCLIP text encoder", ("token_embedding.weight",), _openclip),
-    Kind("T5", ("encoder.block.0.layer.0.SelfAttention.q.weight",), _t5, "t5"),
+    Kind("unet", ("input_blocks.0.0.weight",), _unet, NETWORK),
+    Kind("mmdit", ("joint_blocks.0.x_block.attn.qkv.weight",), _by(SAME, mmdit_config), NETWORK),
+    Kind("flux", ("double_blocks.0.img_attn.qkv.weight",), _by(SAME, flux_config), NETWORK),
+    Kind("dit", ("y_embedder.embedding_table.weight",), _by(SAME, dit_config), NETWORK),
+    Kind("autoencoder", ("encoder.mid.block_1.norm1.weight",), _autoencoder, AUTOENCODER),
+    Kind("autoencoder", ("encoder.mid_block.resnets.0.norm1.weight",), DIFFUSERS_AUTOENCODER, AUTOENCODER),
+    Kind("autoencoder", ("encoder.0.weight",), _by(tiny_from_original().inverse(), tiny_config), AUTOENCODER),
+    Kind("autoencoder", ("encoder.layers.0.weight",), _by(SAME, tiny_config), AUTOENCODER),
+    Kind("text encoder", (f"text_model.{CLIP_TOKENS}", CLIP_TOKENS), _clip),
+    Kind("text encoder", ("token_embedding.weight",), OPENCLIP),
+    Kind("text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",), _t5, "t5"),
     Kind("text encoder", ("token_emb.weight",), _ldm_text, "ldm_text"),
     Kind("class embedder", ("embedding.weight",), _class_embedder, "class_embedder"),
 )
-BUILDERS: dict[str, Callable[[Any], torch.nn.Module]] = {
-    "network": build_network,
-    "autoencoder": build_autoencoder,
-}
+BUILDERS: dict[str, Callable[[Any], nn.Module]] = {NETWORK: build_network, AUTOENCODER: build_autoencoder}
 
 
-def _row(kind: Kind, shapes: Shapes, *, edm: bool = False) -> Row:
+def _row(kind: str, shapes: Shapes, *, edm: bool = False) -> Row:
     """What is known of the family whose network has such shapes."""
-    facts = FACTS[kind.name](shapes) | {"edm": edm}
+    facts = FACTS[kind](shapes) | {"edm": edm}
     for row in ROWS:
-        if row.kind == kind.name and row.facts.items() <= facts.items():
+        if row.kind == kind and row.facts.items() <= facts.items():
             return row
     seen = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "edm")
-    raise InputError(f"its {kind.name} ({seen}) is of no family that is known")
+    raise InputError(f"its {kind} ({seen}) is of no family that is known")
 
 
 def _unet_facts(shapes: Shapes) -> dict[str, object]:
@@ -431,21 +390,15 @@ def _mmdit_facts(shapes: Shapes) -> dict[str, object]:
 
 
 def _flux_facts(shapes: Shapes) -> dict[str, object]:
-    return {
-        "inputs": shapes.get("img_in.weight", (0, 0))[1],
-        "guidance": "guidance_in.in_layer.weight" in shapes,
-    }
-
-
-def _dit_facts(shapes: Shapes) -> dict[str, object]:
-    return {"tokens": shapes.get("pos_embed", (0, 0))[1]}
+    inputs = shapes.get("img_in.weight", (None, None))[1]
+    return {"inputs": inputs, "guidance": "guidance_in.in_layer.weight" in shapes}
 
 
 FACTS: dict[str, Callable[[Shapes], dict[str, object]]] = {
     "unet": _unet_facts,
     "mmdit": _mmdit_facts,
     "flux": _flux_facts,
-    "dit": _dit_facts,
+    "dit": lambda shapes: {"tokens": shapes.get("pos_embed", (None, None))[1]},
 }
 
 
@@ -461,11 +414,6 @@ def _clip_role(group: Tensors, prefix: str) -> str:
     if role := CLIP_ROLES.get(width, PREFIXES[prefix]):
         return role
     raise InputError(f"a CLIP text encoder {width} wide: those known are {some(map(str, CLIP_ROLES))} wide")
-
-
-def _latent_stats(tensors: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    mean, std = _numbers(tensors.get(MEAN)), _numbers(tensors.get(STD))
-    return (mean, std) if mean and std else None
 
 
 def _numbers(tensor: Tensor | None) -> tuple[float, ...]:
