@@ -16,6 +16,7 @@ from darkroom.checkpoint.layouts import (
     flux_to_diffusers,
     mmdit_to_diffusers,
 )
+from darkroom.family_parts import CIN_UNET, CLIP_G, KL_16, OPENCLIP_H, REFINER_UNET, SD2_UNET, XL_UNET
 from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from darkroom.nn.dit import DiT, DiTConfig
@@ -355,38 +356,8 @@ def t5(name: str, config: T5Config, tokens: int) -> Family:
     )
 
 
-SD2 = UNetConfig(num_heads=(5, 10, 20, 20), context_dim=1024, linear_projection=True)
-SDXL = UNetConfig(
-    channels=(320, 640, 1280),
-    attention_depth=(0, 2, 10),
-    mid_depth=10,
-    num_heads=(5, 10, 20),
-    context_dim=2048,
-    linear_projection=True,
-    pooled_dim=POOLED_TEXT + 6 * SIZE_DIM,
-)
-REFINER = UNetConfig(
-    channels=(384, 768, 1536, 1536),
-    attention_depth=(0, 4, 4, 0),
-    mid_depth=4,
-    num_heads=(6, 12, 24, 24),
-    context_dim=1280,
-    linear_projection=True,
-    pooled_dim=POOLED_TEXT + 5 * SIZE_DIM,
-)
-CIN256 = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    channels=(192, 384, 576, 960),
-    attention_depth=(0, 1, 1, 1),
-    num_heads=(1, 1, 1, 1),
-    context_dim=512,
-)
 SD35_MEDIUM = MMDiTConfig(positions=384, qk_norm=True, dual_layers=13)
 SD35_LARGE = MMDiTConfig(depth=38, num_heads=38, qk_norm=True)
-KL_16 = AutoencoderKLConfig(latent_channels=16, quant_conv=False)
-OPENCLIP_H = CLIPTextConfig(width=1024, layers=24, heads=16, activation="gelu", projection_dim=1024)
-OPENCLIP_BIGG = CLIPTextConfig(width=1280, layers=32, heads=20, activation="gelu", projection_dim=1280)
 
 
 def families(*, tiny: bool) -> list[Family]:
@@ -401,18 +372,18 @@ def families(*, tiny: bool) -> list[Family]:
     return [
         clip("CLIP-L text encoder", config(CLIPTextConfig())),
         clip("OpenCLIP-H text encoder", config(OPENCLIP_H)),
-        clip("OpenCLIP-bigG text encoder", config(OPENCLIP_BIGG)),
+        clip("OpenCLIP-bigG text encoder", config(CLIP_G)),
         t5("T5-XXL encoder", config(T5Config()), 256),
         tiny_autoencoder("TAESD decode", config(AutoencoderTinyConfig()), px(512)),
         *autoencoders("SD autoencoder (f8, 4 ch)", config(AutoencoderKLConfig()), px(512)),
         *autoencoders("SDXL autoencoder (f8, 4 ch)", config(AutoencoderKLConfig()), px(1024)),
         *autoencoders("SD3, FLUX autoencoder (f8, 16 ch)", config(KL_16), px(1024)),
-        unet("LDM cin256-v2 U-Net", config(CIN256), px(256), tokens=1, stride=4),
+        unet("LDM cin256-v2 U-Net", config(CIN_UNET), px(256), tokens=1, stride=4),
         unet("SD 1.5 U-Net", config(UNetConfig()), px(512)),
-        unet("SD 2.1 U-Net", config(SD2), px(768)),
-        unet("SDXL base U-Net", config(SDXL), px(1024), sizes=6),
-        unet("Playground v2.5 U-Net", config(SDXL), px(1024), sizes=6, timestep=EDM_TIMESTEP),
-        unet("SDXL refiner U-Net", config(REFINER), px(1024), sizes=5),
+        unet("SD 2.1 U-Net", config(SD2_UNET), px(768)),
+        unet("SDXL base U-Net", config(XL_UNET), px(1024), sizes=6),
+        unet("Playground v2.5 U-Net", config(XL_UNET), px(1024), sizes=6, timestep=EDM_TIMESTEP),
+        unet("SDXL refiner U-Net", config(REFINER_UNET), px(1024), sizes=5),
         dit("DiT-XL/2 256", config(DiTConfig(sample_size=32))),
         dit("DiT-XL/2 512", config(DiTConfig(sample_size=64))),
         mmdit("SD3 medium", config(MMDiTConfig()), px(1024)),

@@ -28,6 +28,14 @@ from darkroom.checkpoint.layouts import (
     unet_to_original,
 )
 from darkroom.errors import InputError
+from darkroom.family_parts import (
+    CHURCHES_UNET,
+    CIN_UNET,
+    FACES_UNET,
+    INPAINTING_UNET,
+    SUPER_RESOLUTION_UNET,
+    UPSCALER_UNET,
+)
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
 from darkroom.nn.dit import DiT, DiTConfig
@@ -95,73 +103,30 @@ def test_unets_of_the_releases(family: str, parameters: int, shared: Path) -> No
     assert shapes_of(unet_to_original(config)(on_meta(ours))) == theirs
 
 
-FACES = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    channels=(224, 448, 672, 896),
-    attention_depth=(0, 1, 1, 1),
-    num_heads=(7, 14, 21, 28),
-    context_dim=None,
-    plain_attention=True,
-)
-CLASSES = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    channels=(192, 384, 576, 960),
-    attention_depth=(0, 1, 1, 1),
-    num_heads=(1, 1, 1, 1),
-    context_dim=512,
-)
 # Models with a list of their names and shapes, and what the published config says of each.
 LDM_UNETS = {
-    "ldm_celeba256.single.unet": FACES,
-    "ldm_ffhq256.single.unet": FACES,
-    "ldm_cin256-v2.single": CLASSES,
+    "ldm_celeba256.single.unet": FACES_UNET,
+    "ldm_ffhq256.single.unet": FACES_UNET,
+    "ldm_cin256-v2.single": CIN_UNET,
     "ldm_cin256.single.unet": replace(
-        CLASSES,
+        CIN_UNET,
         in_channels=4,
         out_channels=4,
         channels=(256, 512, 1024),
         attention_depth=(1, 1, 1),
         num_heads=(8, 8, 8),
     ),
-    "ldm_text2img256.single.unet": replace(CLASSES, num_heads=(6, 12, 18, 30), context_dim=640),
-    "ldm_lsun_churches256.single.unet": UNetConfig(
-        channels=(192, 384, 384, 768, 768),
-        attention_depth=(1, 1, 1, 1, 0),
-        num_heads=(8, 8, 8, 8, 8),
-        context_dim=None,
-        plain_attention=True,
-        scale_shift_norm=True,
-        resblock_updown=True,
-    ),
+    "ldm_text2img256.single.unet": replace(CIN_UNET, num_heads=(6, 12, 18, 30), context_dim=640),
+    "ldm_lsun_churches256.single.unet": CHURCHES_UNET,
 }
 # Models without such a list, and their millions of parameters where they were published.
 LDM_UNETS_BY_HAND = {
-    "lsun_beds256": (FACES, 274.06),
-    "bsr_sr": (
-        replace(
-            FACES,
-            in_channels=6,
-            channels=(160, 320, 320, 640),
-            attention_depth=(0, 0, 0, 1),
-            num_heads=(5, 10, 10, 20),
-        ),
-        113.62,
-    ),
-    "inpainting_big": (
-        replace(
-            FACES,
-            in_channels=7,
-            channels=(256, 512, 768, 1024),
-            num_heads=(8, 8, 8, 8),
-            resblock_updown=True,
-        ),
-        387.25,
-    ),
+    "lsun_beds256": (FACES_UNET, 274.06),
+    "bsr_sr": (SUPER_RESOLUTION_UNET, 113.62),
+    "inpainting_big": (INPAINTING_UNET, 387.25),
     "semantic_synthesis256": (
         replace(
-            FACES,
+            FACES_UNET,
             in_channels=6,
             channels=(128, 512, 1024),
             attention_depth=(0, 0, 0),
@@ -170,18 +135,7 @@ LDM_UNETS_BY_HAND = {
         None,
     ),
     "txt2img-1p4B": (UNetConfig(context_dim=1280, attention_depth=(1, 1, 1, 0)), 872.30),
-    "x4-upscaler": (
-        UNetConfig(
-            in_channels=7,
-            channels=(256, 512, 512, 1024),
-            attention_depth=(0, 1, 1, 1),
-            self_attention=(True, False, False, True),  # of the first level it says nothing
-            context_dim=1024,
-            linear_projection=True,
-            num_classes=1000,
-        ),
-        473.40,
-    ),
+    "x4-upscaler": (UPSCALER_UNET, 473.40),
 }
 
 
@@ -218,7 +172,7 @@ def test_unets_of_latent_diffusion_without_a_list(name: str) -> None:
 
 def test_a_unet_without_transformers_does_not_tell_its_heads() -> None:
     with torch.device("meta"):
-        theirs = shapes_of(unet_to_original(FACES)(UNet(FACES).state_dict()))
+        theirs = shapes_of(unet_to_original(FACES_UNET)(UNet(FACES_UNET).state_dict()))
     with pytest.raises(InputError, match="`num_heads` or `head_width`"):
         unet_config(theirs)
 

@@ -20,6 +20,7 @@ from darkroom.checkpoint.layouts import (
 )
 from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint, split_checkpoint
 from darkroom.errors import InputError
+from darkroom.families import FAMILIES
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from darkroom.nn.unet import UNet, UNetConfig
@@ -34,6 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 CLIP_L, CLIP_G, OPENCLIP_H, T5_XXL = 123_060_480, 694_659_840, 354_032_640, 4_762_310_656
 PROJECTED_L = CLIP_L + 768 * 768
 KL, KL_16 = 83_653_863, 83_819_683
+CIN256_OF_VQ_F8 = 394_984_196  # an earlier model of the classes, which is no family of its own
 
 # Lists of whole files and of networks: family, parameters of the network, of the autoencoder, of the texts.
 MODELS: dict[str, tuple[str, int, int, dict[str, int]]] = {
@@ -56,7 +58,7 @@ MODELS: dict[str, tuple[str, int, int, dict[str, int]]] = {
     "dit_xl2_256.single": ("dit-xl-2-256", 675_129_632, 0, {}),
     "dit_xl2_512.single": ("dit-xl-2-512", 676_014_368, 0, {}),
     "ldm_cin256-v2.single": ("ldm-cin256", 400_920_579, 55_322_782, {"class_embedder": 1001 * 512}),
-    "ldm_cin256.single.unet": ("ldm-cin256", 394_984_196, 0, {}),
+    "ldm_cin256.single.unet": ("ldm-cin256", CIN256_OF_VQ_F8, 0, {}),
     "ldm_text2img256.single.unet": ("ldm-text2img256", 403_623_939, 0, {}),
     "ldm_celeba256.single.unet": ("ldm-unconditional", 274_056_163, 0, {}),
     "ldm_ffhq256.single.unet": ("ldm-unconditional", 274_056_163, 0, {}),
@@ -107,6 +109,8 @@ def check(parts: Parts, family: str, network: int, autoencoder: int, texts: dict
     assert (parts.network is not None) == (network > 0)
     if network:
         assert elements(parts.network, build_network) == network
+        assert parts.network is not None
+        assert parts.network.config == FAMILIES[family].network or network == CIN256_OF_VQ_F8
     assert (parts.autoencoder is not None) == (autoencoder > 0)
     if autoencoder:
         assert elements(parts.autoencoder, build_autoencoder) == autoencoder
@@ -203,56 +207,16 @@ def test_depth_model_is_known_but_not_used(shared: Path) -> None:
     assert (parts.family, parts.unknown, parts.ignored) == ("sd2-depth", (), ("depth_model.",))
 
 
-# U-Nets without a list, from their published configs, and the parameters in millions where they are known.
-FACES = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    channels=(224, 448, 672, 896),
-    attention_depth=(0, 1, 1, 1),
-    num_heads=(7, 14, 21, 28),
-    context_dim=None,
-    plain_attention=True,
-)
+# U-Nets without a list, and the parameters in millions where they are known.
 BY_CONFIG = {
-    "ldm-unconditional": (FACES, 274.06),  # LSUN beds
-    "ldm-super-resolution": (
-        replace(
-            FACES,
-            in_channels=6,
-            channels=(160, 320, 320, 640),
-            attention_depth=(0, 0, 0, 1),
-            num_heads=(5, 10, 10, 20),
-        ),
-        113.62,
-    ),
-    "ldm-inpainting": (
-        replace(
-            FACES,
-            in_channels=7,
-            channels=(256, 512, 768, 1024),
-            num_heads=(8,) * 4,
-            resblock_updown=True,
-        ),
-        387.25,
-    ),
-    "ldm-text2img-large": (UNetConfig(context_dim=1280), 872.30),  # the 1.45B one
-    "sd-x4-upscaler": (
-        UNetConfig(
-            in_channels=7,
-            channels=(256, 512, 512, 1024),
-            attention_depth=(0, 1, 1, 1),
-            self_attention=(
-                True,
-                False,
-                False,
-                True,
-            ),  # of the first level, without attention, it says nothing
-            context_dim=1024,
-            linear_projection=True,
-            num_classes=1000,
-        ),
-        473.40,
-    ),
+    name: (FAMILIES[name].network, millions)
+    for name, millions in {
+        "ldm-unconditional": 274.06,  # LSUN beds
+        "ldm-super-resolution": 113.62,
+        "ldm-inpainting": 387.25,
+        "ldm-text2img-large": 872.30,  # the 1.45B one
+        "sd-x4-upscaler": 473.40,
+    }.items()
 }
 
 

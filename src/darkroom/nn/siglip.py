@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkroom.errors import InputError, require_positive
-from darkroom.nn.attention import attention
+from darkroom.nn.encoder_layer import EncoderLayer
 
 EPS = 1e-6
 
@@ -59,54 +58,15 @@ class Embeddings(nn.Module):
         return patches + self.position_embedding.weight
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention in which every patch sees all."""
-
-    def __init__(self, config: SiglipConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
-
-
-class MLP(nn.Module):
-    """Linear, the tanh approximation of GELU, linear."""
-
-    def __init__(self, config: SiglipConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.intermediate)
-        self.fc2 = nn.Linear(config.intermediate, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each normalised first and added."""
-
-    def __init__(self, config: SiglipConfig) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.width, eps=EPS)
-        self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.width, eps=EPS)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
 class Encoder(nn.Module):
     """The layers in their order."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.width, config.heads, config.intermediate, "gelu_tanh", eps=EPS, causal=False)
+            for _ in range(config.layers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkroom.errors import InputError, require_positive
-from darkroom.nn.attention import attention
+from darkroom.nn.encoder_layer import EncoderLayer
 
 EPS = 1e-5
 # What old configs call the end mark, though no text has it: there the end is the largest id of a row.
@@ -77,57 +76,17 @@ class Embeddings(nn.Module):
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
 
 
-class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those before it."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True)
-        return self.out_proj(h)
-
-
-class MLP(nn.Module):
-    """Linear, GELU or its sigmoid approximation, linear."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x)
-        return self.fc2(quick_gelu(h) if self.activation == "quick_gelu" else F.gelu(h))
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each normalised first and added."""
-
-    def __init__(self, config: CLIPTextConfig) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.width, eps=EPS)
-        self.self_attn = CausalAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.width, eps=EPS)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
 class Encoder(nn.Module):
     """The layers in their order; gives the states before the first and after each."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                config.width, config.heads, config.mlp_width, config.activation, eps=EPS, causal=True
+            )
+            for _ in range(config.layers)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         states = [x]
@@ -178,11 +137,6 @@ class CLIPTextEncoder(nn.Module):
         first = torch.where(is_end, positions, length).amin(dim=1) % length  # (B,)
         pooled = last.take_along_dim(first[:, None, None], dim=1)[:, 0]  # (B, D)
         return pooled if self.config.projection_dim is None else self.text_projection(pooled)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """The sigmoid approximation of GELU (Hendrycks and Gimpel 2016, section 2)."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 @torch.no_grad()
