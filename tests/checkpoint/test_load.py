@@ -1,5 +1,6 @@
 """Original files of small models that are real in everything that tells families apart."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import darkroom
 from darkroom.checkpoint.build import build_autoencoder, build_network, build_text_encoder
+from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_config_to_transformers
 from darkroom.checkpoint.io import save_tensors
 from darkroom.checkpoint.layouts import (
     CLIP_TEXT_TO_HUB,
@@ -222,6 +224,48 @@ def test_an_original_file_draws_what_its_model_draws(name: str, tokenizers: Path
     assert_parity(second.latents, first.latents)
 
 
+def test_clip_l_is_used_without_its_projection(tokenizers: Path, tmp_path: Path) -> None:
+    """Its files hold one, and SD 3's and FLUX's code leaves it out."""
+    model = build("sd3-medium", tokenizers)
+    tensors = original("sd3-medium", model)
+    plain, projected = tmp_path / "plain.safetensors", tmp_path / "projected.safetensors"
+    save_tensors(plain, tensors, {})
+    prefix = PREFIX["sd3"]["clip_l"]
+    save_tensors(projected, tensors | {f"{prefix}text_projection.weight": torch.randn(768, 768)}, {})
+    a, b = (darkroom.load(path, tokenizers=tokenizers, device="cpu") for path in (plain, projected))
+    assert torch.equal(a(**asked("sd3-medium")).latents, b(**asked("sd3-medium")).latents)
+
+
+def test_parts_may_be_folders_of_diffusers(tokenizers: Path, tmp_path: Path) -> None:
+    """As FLUX's own repository has its autoencoder and its text encoders."""
+    pytest.importorskip("diffusers")
+    from tests.parity.pipelines import vae
+
+    model = build("flux-dev", tokenizers)
+    path = tmp_path / "flux1-dev.safetensors"
+    save_tensors(path, original("flux-dev", model), {})
+    their_vae = vae(16, quant=False, scaling_factor=0.3611, shift_factor=0.1159)
+    their_vae.save_pretrained(tmp_path / "vae")
+    clip, t5 = model.texts
+    for name, config, tensors in (
+        (
+            "text_encoder",
+            clip_config_to_transformers(CLIP_L, clip.tokenizer),
+            text_tensors("", "clip_l", clip),
+        ),
+        ("text_encoder_2", t5_config_to_transformers(T5), text_tensors("", "t5", t5)),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_tensors(tmp_path / name / "model.safetensors", tensors, {})
+    parts = [tmp_path / name for name in ("vae", "text_encoder", "text_encoder_2")]
+    loaded = darkroom.load(path, parts=parts, tokenizers=tokenizers, device="cpu")
+    assert loaded.model.autoencoder.latent_space == model.spec.latent_space
+    result = loaded("red apple, 3d style", seed=1, steps=2, width=48, height=64)
+    expected = Pipeline(model)("red apple, 3d style", seed=1, steps=2, width=48, height=64)
+    assert_parity(result.latents, expected.latents)
+
+
 def test_every_family_that_a_file_can_be_is_known() -> None:
     assert {row.family for row in ROWS} <= FAMILIES.keys()
 
@@ -231,7 +275,7 @@ def test_a_network_alone_says_what_it_lacks(tokenizers: Path, tmp_path: Path) ->
     path = tmp_path / "flux1-dev.safetensors"
     save_tensors(path, original("flux-dev", model), {})
     with pytest.raises(
-        InputError, match=r"flux1-dev\.safetensors: holds no autoencoder: give the file of one"
+        InputError, match=r"flux1-dev\.safetensors: holds no autoencoder: give its file or folder"
     ):
         darkroom.load(path)
     ae = tmp_path / "ae.safetensors"

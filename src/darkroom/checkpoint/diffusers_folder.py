@@ -33,6 +33,7 @@ from darkroom.checkpoint.layouts import (
     t5_from_published,
 )
 from darkroom.checkpoint.model import Defaults, Model, check_fit
+from darkroom.checkpoint.single_file import Part, Parts
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES
@@ -135,6 +136,21 @@ def load_diffusers_autoencoder(folder: Path, dtype: torch.dtype = torch.float32)
     return filled(lambda: build_autoencoder(config, latent_space_from_diffusers(fields)), tensors, folder)
 
 
+def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
+    """One part's folder, an autoencoder's or a text encoder's, as what an original file would hold.
+
+    Raises InputError for a folder of anything else.
+    """
+    fields, tensors = read_json(folder / CONFIG), _tensors(folder, dtype)
+    if "_class_name" in fields:
+        tensors = AUTOENCODER_TO_LEGACY.inverse()(tensors)
+        part = Part(config=autoencoder_from_diffusers(fields), tensors=tensors)
+        return Parts(family="autoencoder", autoencoder=part)
+    config = text_config_from_transformers(fields)
+    part = Part(config=config, tensors=_text_tensors(config, tensors))
+    return Parts(family="text-encoder", texts={_role(config): part})
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder; InputError naming the file if it is missing or damaged."""
     try:
@@ -204,6 +220,13 @@ def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: to
         found = read_tokenizer(own) if own.is_dir() else find_tokenizer(_tokenizer_kind(config), places)
         parts.append(TextPart(network, found))
     return parts
+
+
+def _role(config: CLIPTextConfig | T5Config | LDMTextConfig) -> str:
+    """Which of the families' text encoders one is: CLIP's differ in width."""
+    if isinstance(config, CLIPTextConfig):
+        return {1024: "openclip_h", 1280: "clip_g"}.get(config.width, "clip_l")
+    return "t5" if isinstance(config, T5Config) else "ldm_text"
 
 
 def _tokenizer_kind(config: CLIPTextConfig | T5Config | LDMTextConfig) -> Kind:

@@ -19,6 +19,7 @@ from darkroom.checkpoint.diffusers_folder import (
     AUTOENCODERS,
     CONFIG,
     INDEX,
+    folder_parts,
     load_diffusers,
     load_diffusers_autoencoder,
 )
@@ -125,7 +126,7 @@ def _load_file(
     path: Path, others: Sequence[Path], places: Sequence[Path], family: str | None, dtype: torch.dtype
 ) -> Model:
     """The model of an original file, with what it lacks out of the other files."""
-    files = {file: read_checkpoint(file, dtype) for file in (path, *others)}
+    files = {path: read_checkpoint(path, dtype)} | {other: _read_parts(other, dtype) for other in others}
     name = family or files[path].family
     if name not in FAMILIES and family is not None:
         raise unknown("family", name, FAMILIES)
@@ -140,7 +141,7 @@ def _load_file(
     network = filled(lambda: build_network(network_part.config), network_part.tensors, path)
     found = [where for where, parts in files.items() if parts.autoencoder is not None]
     if not found:
-        raise InputError(f"{path}: holds no autoencoder: give the file of one as a part")
+        raise InputError(f"{path}: holds no autoencoder: give its file or folder as a part")
     model = Model(
         autoencoder=_autoencoder(files[found[-1]].autoencoder, spec.latent_space, found[-1]),
         denoiser=Denoiser(network, spec.path, spec.prediction),
@@ -170,11 +171,24 @@ def _texts(family: Family, files: Mapping[Path, Parts], places: Sequence[Path]) 
             raise InputError(
                 f"{first}: no text encoder {role!r} in it: give its file as a part (needed: {wanted})"
             )
-        part = files[holders[-1]].texts[role]
+        part = _used(role, files[holders[-1]].texts[role])
         encoder = filled(lambda part=part: build_text_encoder(part.config), part.tensors, holders[-1])
         kind = TOKENIZERS.get(role)
         texts.append(TextPart(encoder, None if kind is None else find_tokenizer(kind, places)))
     return tuple(texts)
+
+
+def _read_parts(path: Path, dtype: torch.dtype) -> Parts:
+    """What a file holds, or the folder of one part in diffusers' layout."""
+    return folder_parts(path, dtype) if path.is_dir() else read_checkpoint(path, dtype)
+
+
+def _used(role: str, part: Part) -> Part:
+    """A text encoder as the families use it: CLIP L's pooled state never goes through its projection."""
+    if role != "clip_l":
+        return part
+    tensors = {name: t for name, t in part.tensors.items() if name != "text_projection.weight"}
+    return Part(config=replace(part.config, projection_dim=None), tensors=tensors)
 
 
 def _spec(family: Family, name: str, parts: Parts, *, given: bool) -> DenoiserSpec:
