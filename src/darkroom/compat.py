@@ -15,50 +15,83 @@ from darkroom.diffusion.brownian import BrownianNoise
 from darkroom.diffusion.path import EDMPath, FlowPath, NoisePath
 from darkroom.errors import unknown
 from darkroom.rng import image_noise
-from darkroom.text.conditioning import Conditioning, FluxConditioning, SD3Conditioning, XLConditioning
+from darkroom.text.conditioning import (
+    ClassConditioning,
+    Conditioning,
+    FluxConditioning,
+    NoConditioning,
+    SD3Conditioning,
+    XLConditioning,
+)
+from darkroom.text.emphasis import Emphasis
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compat:
-    """How a program draws.
+    """How a program draws; `docs/compat.md` has the differences side by side.
 
-    `noise`: "named" streams of each picture's seed, ours; "batch", one draw of torch's CPU generator for all
-    pictures of a call; "each", one such generator for each picture, of seed + k. `posterior`: whether
-    encoding takes the mean or a sample. `zero_blank`: whether SDXL without a negative prompt is told zeros or
-    the states of an empty text (None: what the model's files say). `start`: how the first noise is scaled.
-    `sd3_t5` and `flux_t5`: tokens of T5 that are read, and whether longer prompts make it more.
-    `guided_channels`: how many channels of a DiT's latents guidance moves. `by_run`: whether our pictures
-    were held against that program's own; else what it does was read in its source.
+    `noise`: "named", streams of each picture's seed, ours; "batch", one draw of torch's CPU generator for all
+    pictures of a call; "each", one such generator for each picture, of seed + k.
+    `posterior`: whether encoding takes the mean or a sample; "released", a sample but for FLUX.
+    `zero_blank`: whether SDXL without a negative prompt is told zeros or the states of an empty text (None:
+    what the model's files say, which is zeros but for the refiner).
+    `start`: how the first noise is scaled; see `start_scale`.
+    `sd3_t5` and `flux_t5`: tokens of T5 that are read, and whether longer prompts make it more (None: what
+    the model's files say).
+    `emphasis`: whose grammar of (more), [less] and (much more:1.5) prompts are read by ("none": the model's,
+    which is none).
+    `guided_channels`: how many channels of a DiT's latents guidance moves (None: all).
+    `by_run`: whether our pictures were held against that program's own; else what it does was read in its
+    source.
     """
 
     noise: Literal["named", "batch", "each"] = "named"
-    posterior: Literal["mean", "sample"] = "mean"
+    posterior: Literal["mean", "sample", "released"] = "mean"
     zero_blank: bool | None = None
-    start: Literal["ours", "diffusers", "unit", "sigma"] = "ours"
+    start: Literal["ours", "diffusers", "comfy", "a1111"] = "ours"
     sd3_t5: tuple[int, bool] | None = None
     flux_t5: tuple[int, bool] | None = None
+    emphasis: Emphasis = "none"
     guided_channels: int | None = None
     by_run: bool = False
 
     def conditioning(self, ours: Conditioning) -> Conditioning:
         """A model's conditioning as this program does it."""
+        if isinstance(ours, ClassConditioning | NoConditioning):
+            return ours
+        if self.emphasis != "none":
+            ours = replace(ours, emphasis=self.emphasis)
         if isinstance(ours, XLConditioning) and self.zero_blank is not None:
-            return replace(ours, zero_blank=self.zero_blank and not ours.aesthetic)
+            return replace(ours, zero_blank=self.zero_blank)
         if isinstance(ours, SD3Conditioning) and self.sd3_t5 is not None:
             return replace(ours, t5_length=self.sd3_t5[0], t5_grows=self.sd3_t5[1])
         if isinstance(ours, FluxConditioning) and self.flux_t5 is not None:
             return replace(ours, t5_length=self.flux_t5[0], t5_grows=self.flux_t5[1])
         return ours
 
+    def samples_posterior(self, conditioning: Conditioning) -> bool:
+        """Whether a picture is encoded as a sample of the autoencoder's posterior, for a kind of model."""
+        if self.posterior == "released":
+            return not isinstance(conditioning, FluxConditioning)
+        return self.posterior == "sample"
+
     def start_scale(self, path: NoisePath, sigma: float, schedule: str, sampler: str) -> float:
-        """The factor of unit noise to start at `sigma`."""
-        unit = math.sqrt(1 + sigma**2)
+        """The factor of unit noise to start at `sigma`.
+
+        It is the path's own here and for flow. Else the noise has the level's variance, or that of
+        clean latents too: sigma or sqrt(1 + sigma²). Diffusers' Euler takes sigma where the spacing of steps
+        is "linspace" or "trailing"; ComfyUI takes it below the highest level, A1111 but for DDIM.
+        """
         if self.start == "ours" or isinstance(path, FlowPath):
             return path.start_scale(sigma)
         if self.start == "diffusers":
             euler = sampler.startswith("euler") and schedule in ("linspace", "trailing")
-            return sigma if euler and not isinstance(path, EDMPath) else unit
-        return sigma if self.start == "sigma" else unit
+            bare = euler and not isinstance(path, EDMPath)
+        elif self.start == "comfy":
+            bare = sigma < path.sigma_max and not math.isclose(sigma, path.sigma_max, rel_tol=1e-5)
+        else:
+            bare = sampler != "ddim"
+        return sigma if bare else math.sqrt(1 + sigma**2)
 
 
 COMPAT = {
@@ -71,16 +104,26 @@ COMPAT = {
         flux_t5=(512, False),
         by_run=True,
     ),
-    "reference": Compat(noise="batch", sd3_t5=(77, True), guided_channels=3),
+    # The releases' own code: CompVis, Stability AI, Black Forest Labs, Meta's DiT.
+    "reference": Compat(noise="batch", posterior="released", sd3_t5=(77, True), guided_channels=3),
     "comfy": Compat(
         noise="batch",
         zero_blank=False,
-        start="unit",
+        start="comfy",
         sd3_t5=(77, True),
         flux_t5=(256, True),
-        posterior="sample",
+        emphasis="comfy",
     ),
-    "a1111": Compat(noise="each", zero_blank=False, start="sigma", sd3_t5=(77, True), posterior="sample"),
+    # FLUX is drawn by Forge, which was made from A1111.
+    "a1111": Compat(
+        noise="each",
+        posterior="sample",
+        zero_blank=True,
+        start="a1111",
+        sd3_t5=(77, False),
+        flux_t5=(256, True),
+        emphasis="a1111",
+    ),
 }
 
 

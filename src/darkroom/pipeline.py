@@ -37,7 +37,7 @@ from darkroom.request import (
     starting_image,
 )
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Ids, Picture
+from darkroom.text.conditioning import Ids, Picture, count_tokens
 
 # Seeing these comes before the first noise in the order of draws of the programs that draw in order.
 SEEN_FIRST = ("upscale", *CONTROLLED)
@@ -208,7 +208,10 @@ class Pipeline:
         """
         autoencoder = self.model.autoencoder
         image = image.to(self.device, _dtype(autoencoder))
-        sampled = request.compat.posterior == "sample" and self.model.spec.beside != "reference"
+        sampled = (
+            request.compat.samples_posterior(self.model.spec.conditioning)
+            and self.model.spec.beside != "reference"
+        )
         if sampled and isinstance(autoencoder, AutoencoderKL):
             posterior = autoencoder.posterior(image)
             raw = posterior.sample(noise.like(posterior.mean, "posterior"))
@@ -308,7 +311,7 @@ class Pipeline:
             room = conditioning.room(part)
             which = f"text encoder {number}" if len(self.model.texts) > 1 else "this model"
             for prompt in dict.fromkeys(prompts):
-                count = part.tokenizer.count(prompt)
+                count = count_tokens(conditioning, part, prompt)
                 if count > room:
                     start = prompt if len(prompt) < 40 else prompt[:37] + "..."
                     cut = f"{which} reads {room}, so the last {count - room} are cut"

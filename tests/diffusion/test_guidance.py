@@ -44,6 +44,13 @@ def test_both_conditions_in_one_call(scale):
     assert isinstance(denoise.path, FlowPath)
 
 
+def test_texts_of_two_lengths_share_no_call():
+    network, denoise = guided(4.0, Condition(torch.ones(2, 3, 8)))
+    denoised = denoise(torch.randn(SHAPE), 0.5)
+    assert network.batches == [2, 2]
+    assert denoised.value[:, 0, 0, 0].tolist() == pytest.approx([9, 17])
+
+
 def test_scale_one_asks_for_the_condition_alone():
     network, denoise = guided(1.0)
     denoised = denoise(torch.randn(SHAPE), 0.5)

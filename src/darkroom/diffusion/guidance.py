@@ -69,12 +69,18 @@ class GuidedDenoiser:
         """The guided estimate of the clean latents for x (B, C, h, w), all at level `sigma`."""
 
         def predict(*which: Which) -> tuple[Tensor, ...]:
+            if len({self._text_length(name) for name in which}) > 1:
+                return tuple(predict(name)[0] for name in which)  # texts of two lengths share no call
             count = len(which)
             batch = x if count == 1 else torch.cat([x] * count)
             levels = torch.full((batch.shape[0],), sigma, dtype=torch.float32, device=x.device)
             return self._denoiser(batch, levels, self._condition(which)).chunk(count)
 
         return self._guide(x, sigma, predict)
+
+    def _text_length(self, name: Which) -> int | None:
+        cond = self._conditions[name]
+        return None if cond is None or cond.context is None else cond.context.shape[1]
 
     def _condition(self, which: tuple[Which, ...]) -> Condition:
         if which not in self._joined:

@@ -2,13 +2,13 @@
 
 A conditioning is data, and travels in the model's file. Its two methods are two arrows of the path: `tokens`
 turns prompts into ids, `condition` runs the text encoders on them. For models without a text a prompt is the
-number of a class, or empty.
+number of a class, or empty. With `emphasis` prompts are read as another program reads them: (more), [less].
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from darkroom.nn.class_embedder import ClassEmbedder
 from darkroom.nn.extra import Extra
 from darkroom.nn.unet import size_embedding
 from darkroom.text.clip import CLIPTextEncoder, TextStates
+from darkroom.text.emphasis import Emphasis, emphasised, encode_spans, token_count
 from darkroom.text.ldm import LDMTextEncoder
 from darkroom.text.t5 import T5Encoder
 from darkroom.text.t5_tokenizer import T5Tokenizer
@@ -28,6 +29,7 @@ from darkroom.text.tokenizer import TextTokenizer
 TextEncoder = CLIPTextEncoder | T5Encoder | LDMTextEncoder | ClassEmbedder
 Ids = tuple[Tensor, ...]
 Size = tuple[int, int]
+Pooled = TypeVar("Pooled", Tensor, None)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class TextPart:
 
     encoder: TextEncoder
     tokenizer: TextTokenizer | None = None
+
+    def blank(self, ids: Tensor) -> Tensor:
+        """Ids (1, L) of the empty prompt, as long as `ids` (B, L) and on their device."""
+        assert self.tokenizer is not None
+        return self.tokenizer.encode([""], ids.shape[1]).to(ids.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,11 @@ class Picture:
 
 
 class Conditioner(Protocol):
-    """What all conditionings do; `parts` is how many text encoders one needs, at least and at most."""
+    """What all conditionings do; `parts` is how many text encoders one needs, at least and at most.
+
+    With emphasis, the ids of all parts are followed by the weights of their tokens, float32 of the same
+    shapes.
+    """
 
     parts: ClassVar[Size]
 
@@ -119,20 +130,18 @@ class TextConditioning:
     parts: ClassVar[Size] = (1, 1)
     kind: Literal["text"] = "text"
     layer: int = -1
+    emphasis: Emphasis = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
         """Ids (B, L)."""
-        return _encoded(parts, prompts)
+        return _encoded(parts, prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
     ) -> Condition:
         """The states (B, L, D)."""
-        encoder = parts[0].encoder
-        states = encoder(ids[0])
-        if isinstance(encoder, CLIPTextEncoder):
-            states = states.last if self.layer == -1 else encoder.normed(states, self.layer)
-        return Condition(states)
+        ids, weights = _split(parts, ids)
+        return Condition(_read(self._states, parts, ids, weights[0], self.emphasis)[0])
 
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """The encoder's, and none."""
@@ -141,6 +150,13 @@ class TextConditioning:
     def room(self, part: TextPart) -> int:
         """What the tokenizer has room for."""
         return _room(part)
+
+    def _states(self, parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, None]:
+        encoder = parts[0].encoder
+        states = encoder(ids[0])
+        if isinstance(encoder, CLIPTextEncoder):
+            states = states.last if self.layer == -1 else encoder.normed(states, self.layer)
+        return states, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,17 +171,21 @@ class XLConditioning:
     kind: Literal["xl"] = "xl"
     aesthetic: bool = False
     zero_blank: bool = True
+    emphasis: Emphasis = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
         """Ids (B, 77) for both."""
-        return _encoded(parts, prompts)
+        return _encoded(parts, prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, 77, 2048), and the pooled vector (B, 2816)."""
-        states = _clip_states(parts, ids)
-        context, pooled = torch.cat([s.hidden[-2] for s in states], dim=-1), states[-1].pooled
+        read = [
+            _read(_penultimate, [part], (i,), w, self.emphasis)
+            for part, i, w in zip(parts, *_split(parts, ids), strict=True)
+        ]
+        context, pooled = torch.cat([states for states, _ in read], dim=-1), read[-1][1]
         if blank is not None and self.zero_blank:
             context = context.masked_fill(blank[:, None, None], 0)
             pooled = pooled.masked_fill(blank[:, None], 0)
@@ -196,23 +216,25 @@ class SD3Conditioning:
     t5_length: int = 256
     t5_grows: bool = False
     context_width: int = 4096
+    emphasis: Emphasis = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
         """Ids (B, 77) for both CLIPs and (B, t5_length) for T5."""
-        return _encoded(parts[:2], prompts) + _encoded_t5(parts[2:], prompts, self.t5_length, self.t5_grows)
+        return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, 77 + t5_length, context_width), and the pooled vector (B, 2048)."""
-        clips = _clip_states(parts[:2], ids[:2])
-        both = torch.cat([s.hidden[-2] for s in clips], dim=-1)
+        ids, weights = _split(parts, ids)
+        # A1111 restores one mean of both CLIPs, and leaves T5 as it is.
+        both, pooled = _read(_penultimate, parts[:2], ids[:2], weights[0], self.emphasis)
         clip = F.pad(both, (0, self.context_width - both.shape[-1]))
         if len(parts) > 2:
-            t5 = parts[2].encoder(ids[2]).to(clip.dtype)
+            t5_weights = weights[2] if self.emphasis == "comfy" else None
+            t5 = _read(_output, parts[2:], ids[2:], t5_weights, self.emphasis)[0].to(clip.dtype)
         else:
             t5 = clip.new_zeros(len(clip), self.t5_length, self.context_width)
-        pooled = torch.cat([s.pooled for s in clips], dim=-1)
         return Condition(torch.cat([clip, t5], dim=1), Extra(pooled=pooled))
 
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
@@ -237,19 +259,22 @@ class FluxConditioning:
     t5_length: int = 512
     t5_grows: bool = False
     distilled: bool = True
+    emphasis: Emphasis = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
         """Ids (B, 77) for CLIP and (B, t5_length) for T5."""
-        return _encoded(parts[:1], prompts) + _encoded_t5(parts[1:], prompts, self.t5_length, self.t5_grows)
+        return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, t5_length, 4096), the pooled vector (B, 768), and the guidance scale (B,)."""
-        pooled = _clip_states(parts[:1], ids[:1])[0].pooled
+        ids, weights = _split(parts, ids)
+        pooled = parts[0].encoder(ids[0]).pooled
+        context, _ = _read(_output, parts[1:], ids[1:], weights[1], self.emphasis)
         scales = torch.full((len(pooled),), picture.guidance_scale, device=pooled.device)
         extra = Extra(pooled=pooled, guidance=scales if self.distilled else None)
-        return Condition(parts[1].encoder(ids[1]), extra)
+        return Condition(context, extra)
 
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """T5's, and CLIP's pooled."""
@@ -342,17 +367,68 @@ Conditioning = (
 )
 
 
-def _encoded(parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
-    return tuple(part.tokenizer.encode(prompts) for part in parts if part.tokenizer is not None)
+def count_tokens(conditioning: Conditioning, part: TextPart, prompt: str) -> int:
+    """How many tokens a prompt has for a part, before any cut; marks and signs of emphasis do not count."""
+    assert part.tokenizer is not None
+    plain = isinstance(conditioning, ClassConditioning | NoConditioning)
+    return token_count(part.tokenizer, prompt, "none" if plain else conditioning.emphasis)
 
 
-def _encoded_t5(parts: Sequence[TextPart], prompts: Sequence[str], length: int, grows: bool) -> Ids:
-    ids = []
-    for tokenizer in (part.tokenizer for part in parts):
-        assert isinstance(tokenizer, T5Tokenizer)
-        longest = max(tokenizer.count(prompt) for prompt in prompts) + 1
-        ids.append(tokenizer.encode(prompts, max(length, longest) if grows else length))
-    return tuple(ids)
+def _encoded(
+    parts: Sequence[TextPart],
+    prompts: Sequence[str],
+    emphasis: Emphasis,
+    t5_length: int | None = None,
+    t5_grows: bool = False,
+) -> Ids:
+    """Ids for each part, and with emphasis the weights of their tokens after them."""
+    rows = []
+    for part in parts:
+        assert part.tokenizer is not None
+        length = t5_length if isinstance(part.tokenizer, T5Tokenizer) else None
+        if length is not None and t5_grows:
+            longest = max(token_count(part.tokenizer, prompt, emphasis) for prompt in prompts)
+            length = max(length, longest + 1)
+        if emphasis == "none":
+            rows.append((part.tokenizer.encode(prompts, length),))
+        else:
+            rows.append(encode_spans(part.tokenizer, prompts, emphasis, length))
+    return tuple(tensor for kind in zip(*rows, strict=True) for tensor in kind)
+
+
+def _split(parts: Sequence[TextPart], ids: Ids) -> tuple[Ids, tuple[Tensor | None, ...]]:
+    """The ids of the parts, and the weights of their tokens or None for each."""
+    return ids[: len(parts)], ids[len(parts) :] or (None,) * len(parts)
+
+
+def _read(
+    reader: Callable[[Sequence[TextPart], Ids], tuple[Tensor, Pooled]],
+    parts: Sequence[TextPart],
+    ids: Ids,
+    weights: Tensor | None,
+    emphasis: Emphasis,
+) -> tuple[Tensor, Pooled]:
+    """What `reader` makes of the parts' ids, its states with the weights (B, L) of their tokens."""
+    states, pooled = reader(parts, ids)
+    if weights is None or emphasis == "none":
+        return states, pooled
+
+    def empty() -> Tensor:
+        return reader(parts, tuple(part.blank(i) for part, i in zip(parts, ids, strict=True)))[0]
+
+    return emphasised(states, weights, emphasis, empty), pooled
+
+
+def _penultimate(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, Tensor]:
+    """The last but one states of CLIPs, and their pooled ones, side by side."""
+    states: list[TextStates] = [part.encoder(i) for part, i in zip(parts, ids, strict=True)]
+    hidden, pooled = ([s.hidden[-2] for s in states], [s.pooled for s in states])
+    return torch.cat(hidden, dim=-1), torch.cat(pooled, dim=-1)
+
+
+def _output(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, None]:
+    """What T5 gives."""
+    return parts[0].encoder(ids[0]), None
 
 
 def _room(part: TextPart, t5_length: int = 0, grows: bool = False) -> int:
@@ -360,10 +436,6 @@ def _room(part: TextPart, t5_length: int = 0, grows: bool = False) -> int:
     if isinstance(part.tokenizer, T5Tokenizer):
         return sys.maxsize if grows else t5_length - 1  # the end mark takes one
     return part.tokenizer.context_length - 2
-
-
-def _clip_states(parts: Sequence[TextPart], ids: Ids) -> list[TextStates]:
-    return [part.encoder(i) for part, i in zip(parts, ids, strict=True)]
 
 
 def _pooled_width(part: TextPart) -> int:

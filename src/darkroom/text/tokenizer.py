@@ -55,6 +55,7 @@ class TextTokenizer(Protocol):
     """What every tokenizer offers: `Tokenizer` (CLIP's), `T5Tokenizer`, `BertTokenizer`."""
 
     context_length: int
+    backend: Backend
 
     @property
     def vocab_size(self) -> int:
