@@ -139,6 +139,27 @@ def test_an_empty_prompt_is_fine_and_equals_no_guidance(pipe: Pipeline) -> None:
     assert torch.allclose(a, b, atol=1e-4)
 
 
+def test_the_parameters_say_what_was_not_as_ever(pipe: Pipeline) -> None:
+    plain = pipe("red apple", seed=1, steps=1).parameters[0].values
+    assert not {"Inputs", "Compat", "Refiner", "Sizes", "Denoising strength"} & plain.keys()
+    image = torch.zeros(1, 3, 32, 32)
+    values = (
+        pipe(
+            "red apple",
+            seed=1,
+            steps=4,
+            image=image,
+            strength=0.5,
+            compat="comfy",
+            refiner=Pipeline(pipe.model, name="r"),
+        )
+        .parameters[0]
+        .values
+    )
+    assert values["Denoising strength"] == "0.5" and values["Inputs"] == "image"
+    assert (values["Compat"], values["Refiner"], values["Refiner switch at"]) == ("comfy", "r", "0.8")
+
+
 def test_a_long_prompt_warns_how_much_is_cut(pipe: Pipeline) -> None:
     prompt = "red apple " * 20
     count = pipe.model.texts[0].tokenizer.count(prompt)

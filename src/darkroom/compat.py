@@ -28,7 +28,7 @@ from darkroom.text.emphasis import Emphasis
 
 @dataclass(frozen=True, kw_only=True)
 class Compat:
-    """How a program draws; `docs/compat.md` has the differences side by side.
+    """How a program draws; `docs/compat.md` has the differences side by side. `name` is the program's.
 
     `noise`: "named", streams of each picture's seed, ours; "batch", one draw of torch's CPU generator for all
     pictures of a call; "each", one such generator for each picture, of seed + k.
@@ -45,6 +45,7 @@ class Compat:
     source.
     """
 
+    name: str = "darkroom"
     noise: Literal["named", "batch", "each"] = "named"
     posterior: Literal["mean", "sample", "released"] = "mean"
     zero_blank: bool | None = None
@@ -97,6 +98,7 @@ class Compat:
 COMPAT = {
     "darkroom": Compat(by_run=True),
     "diffusers": Compat(
+        name="diffusers",
         noise="batch",
         posterior="sample",
         start="diffusers",
@@ -105,8 +107,11 @@ COMPAT = {
         by_run=True,
     ),
     # The releases' own code: CompVis, Stability AI, Black Forest Labs, Meta's DiT.
-    "reference": Compat(noise="batch", posterior="released", sd3_t5=(77, True), guided_channels=3),
+    "reference": Compat(
+        name="reference", noise="batch", posterior="released", sd3_t5=(77, True), guided_channels=3
+    ),
     "comfy": Compat(
+        name="comfy",
         noise="batch",
         zero_blank=False,
         start="comfy",
@@ -116,6 +121,7 @@ COMPAT = {
     ),
     # FLUX is drawn by Forge, which was made from A1111.
     "a1111": Compat(
+        name="a1111",
         noise="each",
         posterior="sample",
         zero_blank=True,

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model
 from darkroom.compat import NoiseSource, noise_source
+from darkroom.config import to_json
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from darkroom.diffusion.samplers import SAMPLERS, Step
 from darkroom.errors import unknown
 from darkroom.images import Parameters, to_pil
-from darkroom.inputs import CONTROLLED, Shown, shown
+from darkroom.inputs import CONTROLLED, Pictures, Shown, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.dit import DiT
 from darkroom.request import (
@@ -37,7 +38,7 @@ from darkroom.request import (
     starting_image,
 )
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Ids, Picture, count_tokens
+from darkroom.text.conditioning import Ids, Picture, Sizes, count_tokens
 
 # Seeing these comes before the first noise in the order of draws of the programs that draw in order.
 SEEN_FIRST = ("upscale", *CONTROLLED)
@@ -327,7 +328,26 @@ class Pipeline:
             "Size": f"{request.width}x{request.height}",
         }
         values |= {"Model": self.name} if self.name else {}
+        values |= _beyond_the_prompt(request)
         return Parameters(request.prompts[k], request.negative_prompt, values)
+
+
+def _beyond_the_prompt(request: Request) -> dict[str, str]:
+    """What else a picture was made with, where it is not as ever; pictures themselves are only named."""
+    pictures, refiner = request.pictures, request.refiner
+    seen = [name for name in ("image", "mask", "control") if getattr(pictures, name) is not None]
+    seen += [] if request.image_prompt is None else ["image prompt"]
+    rows = (
+        ("Denoising strength", f"{request.strength:g}", pictures.image is not None),
+        ("Inputs", " and ".join(seen), bool(seen)),
+        ("Noise level", str(pictures.noise_level), pictures.noise_level != Pictures().noise_level),
+        ("True CFG scale", f"{request.true_guidance_scale:g}", request.true_guidance_scale != 1),
+        ("Sizes", to_json(request.sizes), request.sizes != Sizes()),
+        ("Compat", request.compat.name, request.compat.name != "darkroom"),
+        ("Refiner", refiner.name if refiner else "", refiner is not None),
+        ("Refiner switch at", f"{request.refiner_start:g}", refiner is not None),
+    )
+    return {name: value for name, value, told in rows if told}
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
