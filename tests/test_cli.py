@@ -198,7 +198,7 @@ def test_mistakes_exit_with_2_and_say_what_is_right(
     [
         (("--sampler", "eulr"), "did you mean 'euler'"),
         (("--steps", 0), "steps must be 1 or more"),
-        (("--size", 30), "width must divide by 8"),
+        (("--size", 30), "width must divide by 4"),
     ],
 )
 def test_the_pipelines_errors_are_printed(

@@ -188,7 +188,7 @@ def test_a_models_own_emphasis_stays_where_the_program_has_none():
         ("diffusers", True, True),
         ("reference", True, False),
         ("comfy", False, False),
-        ("a1111", True, True),
+        ("a1111", False, False),
     ],
 )
 def test_whether_pictures_are_encoded_as_a_sample(name, sd, flux):

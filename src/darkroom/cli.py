@@ -9,25 +9,31 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from darkroom.cli_options import (
+    BUNDLED,
+    NOTHING_SEEN,
+    MaybeFloat,
+    MaybeInt,
+    MaybeText,
+    ModelOptions,
+    Seen,
+    check_files,
+    check_models,
+)
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
 from darkroom.presets import CARDS, DEFAULT_MODEL, model_folder
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Pipeline, Progress
+    from darkroom.pipeline import Progress
 
 Output = Annotated[Path, arg(aliases=["-o"])]
-MaybeInt = Annotated[int | None, arg(metavar="INT")]
-MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
-MaybeText = Annotated[str | None, arg(metavar="STR")]
-MaybePath = Annotated[Path | None, arg(metavar="PATH")]
 
 
 def demo(
@@ -56,90 +62,11 @@ def demo(
     print(f"{output}: {len(shown.prompts)} pictures")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model draws, and where."""
-
-    model: str = DEFAULT_MODEL
-    """A bundled model, a model folder (darkroom's or diffusers'), or an original file."""
-    parts: tuple[Path, ...] = ()
-    """Further files with what the model lacks, such as an autoencoder or text encoders."""
-    tokenizers: MaybePath = None
-    """Where to look first for tokenizers that no file holds."""
-    family: MaybeText = None
-    """What an original file is where names and shapes leave it open; see darkroom models."""
-    refiner: MaybeText = None
-    """A second model that draws the last steps, such as SDXL's refiner."""
-    device: MaybeText = None
-    """Where to compute, such as cpu or cuda:1; an accelerator if there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights."""
-
-    def check(self) -> None:
-        """Raise InputError for what is not there, before anything is loaded."""
-        _check_files(self.parts)
-        _check_models(name for name in (self.model, self.refiner) if name is not None)
-
-    def load(self) -> tuple["Pipeline", "Pipeline | None"]:
-        """The model, and its refiner if there is one."""
-        import torch
-
-        from darkroom.pipeline import load
-
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        both = {"tokenizers": self.tokenizers, "device": self.device, "dtype": dtype}
-        pipe = load(self.model, parts=self.parts, family=self.family, **both)
-        return pipe, None if self.refiner is None else load(self.refiner, **both)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Pictures that a drawing starts from or follows."""
-
-    image: MaybePath = None
-    """A picture to start from, to paint in, to enlarge or to edit, as the model is for."""
-    mask: MaybePath = None
-    """White where to paint."""
-    control: MaybePath = None
-    """A depth map or a picture of edges, for models that follow one."""
-    image_prompt: MaybePath = None
-    """A picture as a prompt, for FLUX, with --redux."""
-    redux: MaybePath = None
-    """FLUX.1 Redux: diffusers' folder, or its file beside SigLIP's folder image_encoder."""
-    strength: MaybeFloat = None
-    """How far to go from the picture, 0 to 1."""
-    noise_level: int = 20
-    """How much noise the x4 upscaler adds to its picture first, 0 to 350."""
-
-    def paths(self) -> dict[str, Path]:
-        """The pictures that are given; InputError for one that is not there."""
-        given = {"image": self.image, "mask": self.mask, "control": self.control}
-        _check_files(path for path in (*given.values(), self.image_prompt, self.redux) if path is not None)
-        if (self.image_prompt is None) != (self.redux is None):
-            raise InputError("--image-prompt and --redux go together: the picture, and what reads it")
-        return {name: path for name, path in given.items() if path is not None}
-
-    def options(self) -> dict[str, Any]:
-        """What they are called in a call of the library."""
-        from PIL.Image import fromarray
-
-        from darkroom.data.folder import load_picture
-
-        pictures = {name: fromarray(load_picture(path)) for name, path in self.paths().items()}
-        tokens = None
-        if self.image_prompt is not None and self.redux is not None:
-            from darkroom.adapters.redux import load_redux
-
-            tokens = load_redux(self.redux).tokens([fromarray(load_picture(self.image_prompt))])
-        options = {"image_prompt": tokens, "strength": self.strength, "noise_level": self.noise_level}
-        return {**pictures, **options}
-
-
 def generate(
     prompt: Positional[str],
     *,
     output: Output = Path("out.png"),
-    chosen: Annotated[ModelOptions, arg(name="")] = ModelOptions(),
+    chosen: Annotated[ModelOptions, arg(name="")] = BUNDLED,
     negative: str = "",
     steps: MaybeInt = None,
     guidance: MaybeFloat = None,
@@ -149,8 +76,8 @@ def generate(
     count: int = 1,
     sampler: MaybeText = None,
     schedule: MaybeText = None,
-    seen: Annotated[Seen, arg(name="")] = Seen(),
-    refiner_start: float = 0.8,
+    seen: Annotated[Seen, arg(name="")] = NOTHING_SEEN,
+    refiner_start: MaybeFloat = None,
     compat: str = "darkroom",
     exact: bool = False,
     no_metadata: bool = False,
@@ -170,7 +97,7 @@ def generate(
         count: Number of pictures.
         sampler: ddim, dpmpp_2m, euler or euler_ancestral.
         schedule: How the noise levels are spaced.
-        refiner_start: The share of the way after which the refiner goes on.
+        refiner_start: The share of the way after which the refiner goes on (0.8).
         compat: Draw as another program does: diffusers, reference, comfy or a1111.
         exact: Make a picture's bytes independent of the others of the call, at some cost in time.
         no_metadata: Leave the parameters out of the PNG.
@@ -245,7 +172,7 @@ def encode(
     """
     _check_output(output, ".safetensors", mkdir=mkdir)
     _check_images(images, size)
-    _check_models([model])
+    check_models([model])
     from darkroom.codec import encode_files
 
     for name, latents in encode_files(model, images, output, size).items():
@@ -271,7 +198,7 @@ def reconstruct(
     """
     _check_output(output, ".png", mkdir=mkdir)
     _check_images(images, size)
-    _check_models([model])
+    check_models([model])
     from darkroom.codec import comparison, reconstruct_files
     from darkroom.images import save_png
 
@@ -312,6 +239,8 @@ def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = Fa
     """
     require_parent(output, mkdir=mkdir)
     folder = model_folder(model)
+    if (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: is in the layout of diffusers already")
     from darkroom.checkpoint.export import export_diffusers
 
     pipeline = export_diffusers(folder, output)
@@ -420,20 +349,7 @@ def _check_images(images: Sequence[Path], size: int | None) -> None:
         raise InputError("name at least one picture")
     if size is not None and size < 1:
         raise InputError(f"size must be 1 or more, not {size}")
-    _check_files(images)
-
-
-def _check_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
-
-
-def _check_models(names: Iterable[str]) -> None:
-    """Raise InputError, before torch is imported, for a model that is not there."""
-    for name in names:
-        if not Path(name).is_file():
-            model_folder(name)
+    check_files(images)
 
 
 def _parse_size(text: str | None) -> tuple[int | None, int | None]:

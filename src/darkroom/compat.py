@@ -32,7 +32,8 @@ class Compat:
 
     `noise`: "named", streams of each picture's seed, ours; "batch", one draw of torch's CPU generator for all
     pictures of a call; "each", one such generator for each picture, of seed + k.
-    `posterior`: whether encoding takes the mean or a sample; "released", a sample but for FLUX.
+    `posterior`: whether encoding takes the mean or a sample; "released", a sample but for FLUX. A1111 samples
+    by torch's global state, which nothing here could repeat: the mean is what comes nearest.
     `zero_blank`: whether SDXL without a negative prompt is told zeros or the states of an empty text (None:
     what the model's files say, which is zeros but for the refiner).
     `start`: how the first noise is scaled; see `start_scale`.
@@ -123,7 +124,6 @@ COMPAT = {
     "a1111": Compat(
         name="a1111",
         noise="each",
-        posterior="sample",
         zero_blank=True,
         start="a1111",
         sd3_t5=(77, False),

@@ -11,6 +11,7 @@ from darkroom.checkpoint.model import Defaults, DenoiserSpec
 from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, SizeShift
 from darkroom.family_parts import (
     CHURCHES_UNET,
+    CIN_F8_UNET,
     CIN_UNET,
     CLIP_G,
     CLIP_L,
@@ -31,6 +32,7 @@ from darkroom.family_parts import (
     T5_XXL,
     UPSCALER_UNET,
     VQ_F4,
+    VQ_F8,
     VQ_SPACE,
     XL_SPACE,
     XL_UNET,
@@ -241,6 +243,18 @@ FAMILIES: dict[str, Family] = {
         texts={"class_embedder": ClassEmbedderConfig()},
         spec=_drawing(replace(LDM_SPEC, conditioning=ClassConditioning()), steps=50, guidance_scale=3.0),
     ),
+    "ldm-cin256-f8": replace(
+        LDM,
+        title="LDM class-conditional ImageNet 256, of VQ-f8",
+        network=CIN_F8_UNET,
+        autoencoder=VQ_F8,
+        texts={"class_embedder": ClassEmbedderConfig()},
+        spec=replace(
+            _drawing(LDM_SPEC, steps=50, guidance_scale=3.0),
+            conditioning=ClassConditioning(),
+            latent_space=LatentSpace.identity(4, 8),
+        ),
+    ),
     "sd1": SD1,
     "sd1-inpainting": replace(
         SD1,
@@ -270,7 +284,7 @@ FAMILIES: dict[str, Family] = {
         network=UPSCALER_UNET,
         autoencoder=KL_F4,
         spec=replace(
-            _drawing(V_SPEC, steps=75, guidance_scale=9.0, width=512, height=512),
+            _drawing(V_SPEC, steps=75, guidance_scale=9.0, width=2048, height=2048),
             latent_space=scaled(4, 4, 0.08333),
             path=DiscretePath(beta_start=0.0001, beta_end=0.02, final="first_level"),
             beside="upscale",

@@ -27,6 +27,9 @@ KL_F8 = AutoencoderKLConfig()
 KL_F4 = AutoencoderKLConfig(channels=(128, 256, 512))
 KL_16 = AutoencoderKLConfig(latent_channels=16, quant_conv=False)
 VQ_F4 = AutoencoderVQConfig()
+VQ_F8 = AutoencoderVQConfig(
+    latent_channels=4, channels=(128, 256, 256, 512), codes=16384, attention_levels=(3,)
+)
 # Small stand-ins for the large autoencoders, by the families that they decode for.
 TINY_AUTOENCODERS = {
     "taesd": ("Stable Diffusion 1, 2", AutoencoderTinyConfig()),
@@ -115,4 +118,12 @@ SUPER_RESOLUTION_UNET = replace(
 )
 INPAINTING_UNET = replace(
     FACES_UNET, in_channels=7, channels=(256, 512, 768, 1024), num_heads=(8,) * 4, resblock_updown=True
+)
+CIN_F8_UNET = replace(
+    CIN_UNET,
+    in_channels=4,
+    out_channels=4,
+    channels=(256, 512, 1024),
+    attention_depth=(1, 1, 1),
+    num_heads=(8, 8, 8),
 )

@@ -10,18 +10,20 @@ control          FLUX:     latents C of a picture of edges or depth
 reference        Kontext:  latents of another picture, as tokens of their own
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.path import DiscretePath
 from darkroom.errors import InputError
+from darkroom.images import to_tensor
 from darkroom.nn.extra import Extra
 from darkroom.nn.latent_space import LatentSpace
 
@@ -48,8 +50,8 @@ SMALL_PICTURE_PATH = DiscretePath(beta_schedule="scaled_linear", beta_start=0.00
 class Pictures:
     """What a call was given to look at: images (B, 3, H, W) in −1..1, one for all or one each.
 
-    `mask` (B, 1, H, W) is 1 where to paint and 0 where to keep. `control` is a depth map or a picture of
-    edges. `noise_level` is how much noise the x4 upscaler adds to the picture.
+    `mask` (B, 1, H, W), 0..1, is 1 where to paint and 0 where to keep. `control` is a depth map or a picture
+    of edges. `noise_level` is how much noise the x4 upscaler adds to the picture.
     """
 
     image: Tensor | None = None
@@ -77,6 +79,42 @@ class Pictures:
                 raise InputError(f"this model ({kind}) needs `{name}`, which was not given")
             if given and not need and name != "image":
                 raise InputError(f"this model ({kind}) has no use for `{name}`: leave it out")
+
+
+def read_picture(name: str, given: object, size: tuple[int, int] | None) -> Tensor:
+    """What a caller gives as a picture, as a float32 tensor (B, 3, H, W) in −1..1, or (B, 1, H, W) in 0..1
+    for a mask.
+
+    A PIL picture, or several, are stretched to `size` (width, height) where one is given. A tensor must be
+    what comes out already. Raises InputError, naming the picture, for anything else.
+    """
+    mask = name == "mask"
+    if isinstance(given, Image):
+        given = [given]
+    if isinstance(given, Sequence) and given and all(isinstance(picture, Image) for picture in given):
+        fitted = [p if size in (None, p.size) else p.resize(size, Resampling.LANCZOS) for p in given]
+        if len({picture.size for picture in fitted}) > 1:
+            raise InputError(f"`{name}` are pictures of several sizes: give width and height")
+        tensors = torch.stack([to_tensor(picture) for picture in fitted])
+        return (tensors.mean(dim=1, keepdim=True) + 1) / 2 if mask else tensors
+    if not isinstance(given, Tensor):
+        raise InputError(
+            f"`{name}` must be a picture, a list of pictures or a tensor, not {type(given).__name__}"
+        )
+    return _read_tensor(name, given, channels=1 if mask else 3, low=0.0 if mask else -1.0)
+
+
+def _read_tensor(name: str, given: Tensor, *, channels: int, low: float) -> Tensor:
+    tensor = given if given.ndim == 4 else given[None]
+    right = f"(1 or pictures, {channels}, H, W), floating, {low:g} to 1"
+    if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.is_floating_point():
+        raise InputError(f"`{name}` must be {right}, not {tuple(given.shape)} of {given.dtype}")
+    tensor = tensor.float()
+    # A hair beyond is what resizing leaves; whole numbers beyond are of another scale.
+    if not torch.isfinite(tensor).all() or tensor.min() < low - 0.1 or tensor.max() > 1.1:
+        found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
+        raise InputError(f"`{name}` must be {right}, and its numbers are {found}")
+    return tensor
 
 
 def beside_channels(kind: Beside, space: LatentSpace) -> int:
@@ -127,7 +165,8 @@ def shown(
     if kind == "reference" and image is not None:
         return Shown(reference=_each(encode(image), count))
     if kind in MASKED and image is not None and mask is not None:
-        masked = encode(image * (mask < 0.5))
+        hidden = -1.0 if kind == "masked_inpaint" else 0.0  # black or grey, as the networks were trained
+        masked = encode(torch.where(mask < 0.5, image, hidden))
         return Shown(_each(_masked_channels(kind, masked, mask, space), count))
     if kind == "depth" and control is not None:
         return Shown(_each(_depth(control, space), count))

@@ -21,7 +21,7 @@ from darkroom.config import to_json
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from darkroom.diffusion.samplers import SAMPLERS, Step
-from darkroom.errors import unknown
+from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
 from darkroom.inputs import CONTROLLED, Pictures, Shown, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
@@ -29,14 +29,14 @@ from darkroom.nn.dit import DiT
 from darkroom.request import (
     Options,
     Request,
-    check,
     complete,
-    distilled,
+    guided_by,
     latent_shape,
     size_multiple,
     stages,
     starting_image,
 )
+from darkroom.request_checks import check
 from darkroom.runtime.precision import guard_half, pick_dtype
 from darkroom.text.conditioning import Ids, Picture, Sizes, count_tokens
 
@@ -87,7 +87,9 @@ def load(
     bfloat16 where the device has it). Raises InputError if there is no such model, or if its files are
     damaged or do not fit each other.
     """
-    device = torch.device(device) if device else default_device()
+    device = checked_device(device) if device else default_device()
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise InputError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
     dtype = pick_dtype(device, dtype)
     model = load_any(name_or_path, parts=parts, tokenizers=tokenizers, family=family, dtype=dtype)
     networks = {"autoencoder": model.autoencoder, "denoiser": model.network}
@@ -98,6 +100,17 @@ def load(
         if dtype == torch.float16:
             guard_half(network, name)
     return Pipeline(model, name=Path(name_or_path).resolve().name)
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """A device by its name; InputError if there is no such name, or none on this machine."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(name)!r} cannot be used here: {reason}") from error
+    return device
 
 
 def default_device() -> torch.device:
@@ -152,6 +165,8 @@ class Pipeline:
         """A call's arguments with the model's defaults filled in; raises InputError for what cannot be."""
         request = complete(self.model, prompt, options)
         check(request, self.model)
+        if request.negative_prompt and guided_by(request, self.model) == 1:
+            warnings.warn("without guidance the negative prompt changes nothing", stacklevel=3)
         self._warn_of_cuts((*request.prompts, request.negative_prompt), request)
         return request
 
@@ -198,7 +213,9 @@ class Pipeline:
         noise: NoiseSource,
     ) -> Iterator[Step]:
         """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents."""
-        guide = ClassifierFreeGuidance(self.guided_by(request), channels=self._guided_channels(request))
+        guide = ClassifierFreeGuidance(
+            guided_by(request, self.model), channels=self._guided_channels(request)
+        )
         guided = GuidedDenoiser(self.model.denoiser, cond, uncond, guide)
         return SAMPLERS[request.sampler](guided, x, levels, noise=noise)
 
@@ -239,13 +256,9 @@ class Pipeline:
             tokens = tokens if len(tokens) == 1 else tokens[batch.start : batch.stop]
             context = torch.cat([cond.context, tokens.expand(len(prompts), -1, -1)], dim=1)
             cond = replace(cond, context=context)
-        if self.guided_by(request) == 1:
+        if guided_by(request, self.model) == 1:
             return cond, None
         return cond, self._condition([request.negative_prompt] * len(prompts), request, negative=True)
-
-    def guided_by(self, request: Request) -> float:
-        """The scale of guidance by two calls of the network."""
-        return request.true_guidance_scale if distilled(self.model) else request.guidance_scale
 
     def prepare(
         self, request: Request, batch: range, noise: NoiseSource, sigma: float

@@ -1,24 +1,21 @@
 """What a call asks for: its options, and the request that they make once every default is filled in."""
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 from torch import Tensor
 
 from darkroom.checkpoint.model import Model
 from darkroom.compat import Compat, compat
 from darkroom.diffusion.path import FlowPath
-from darkroom.diffusion.samplers import SAMPLERS
 from darkroom.diffusion.schedules import SCHEDULES
 from darkroom.errors import InputError, unknown
-from darkroom.images import to_tensor
-from darkroom.inputs import ENLARGING, Pictures
-from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.inputs import CONTROLLED, ENLARGING, Pictures, read_picture
 from darkroom.nn.unet import UNetConfig
+from darkroom.request_types import check_types, check_uses
 from darkroom.rng import image_seeds
 from darkroom.text.conditioning import FluxConditioning, Sizes
 
@@ -35,11 +32,13 @@ class Options(TypedDict, total=False):
     `guidance_scale`: how strongly the prompt guides, 1 not at all; FLUX.1 dev is told it, and follows
     `true_guidance_scale` beside, at twice the cost, if that is not 1. `latents` replace the seeds' noise:
     unit variance, (pictures, channels, height / f, width / f). `image` is what to start from, keeping 1 -
-    `strength` of the way, and what models for inpainting, enlarging or editing are shown; `mask` is white
-    where to paint, `control` a depth map or edges. `noise_level` is the x4 upscaler's, `sizes` SDXL's.
-    `image_prompt` (1 or pictures, N, D) are further tokens of FLUX, which a picture is read as by
-    `darkroom.adapters.redux`. `refiner` draws the steps from `refiner_start` (0 to 1) on. `compat` draws as
-    another program does. `exact` draws every picture alone, so that its bytes do not depend on the others.
+    `strength` of the way, and what models for inpainting, enlarging or editing are shown; `mask` is white (1)
+    where to paint, `control` a depth map or edges. Pictures are stretched to width and height if both are
+    given; tensors are (1 or pictures, 3, H, W) in −1..1, masks (.., 1, H, W) in 0..1. `noise_level` is the x4
+    upscaler's, `sizes` SDXL's. `image_prompt` (1 or pictures, N, D) are further tokens of FLUX, which a
+    picture is read as by `darkroom.adapters.redux`. `refiner` draws the steps from `refiner_start` (0 to 1)
+    on. `compat` draws as another program does. `exact` draws every picture alone, so that its bytes do not
+    depend on the others.
     """
 
     negative_prompt: str
@@ -53,10 +52,10 @@ class Options(TypedDict, total=False):
     sampler: str | None
     schedule: str | None
     latents: Tensor | None
-    image: Image | Tensor | None
+    image: Image | Sequence[Image] | Tensor | None
     strength: float | None
-    mask: Image | Tensor | None
-    control: Image | Tensor | None
+    mask: Image | Sequence[Image] | Tensor | None
+    control: Image | Sequence[Image] | Tensor | None
     noise_level: int
     image_prompt: Tensor | None
     sizes: Sizes
@@ -102,13 +101,15 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     if strange := options.keys() - Options.__annotations__.keys():
         raise unknown("option", min(strange), Options.__annotations__)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    check_types(given)
     defaults, mode = model.spec.defaults, compat(given.pop("compat", "darkroom"))
     prompts = _prompts(prompt, given.pop("count", 1))
     seed = given.pop("seed", None)
+    check_uses(given, model, mode)
+    whole = mode.noise == "batch"  # one draw for all
     exact, batch_size = given.pop("exact", False), given.pop("batch_size", BATCH_SIZE)
     pictures = _pictures(given, model)
     width, height = _size(given, pictures, model)
-    whole = mode.noise == "batch"  # one draw for all
     return Request(
         prompts=tuple(prompts),
         negative_prompt=given.pop("negative_prompt", ""),
@@ -130,32 +131,6 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     )
 
 
-def check(request: Request, model: Model) -> None:
-    """Raise InputError, naming the option, for a request that this model cannot draw."""
-    if request.sampler not in SAMPLERS:
-        raise unknown("sampler", request.sampler, SAMPLERS)
-    if request.schedule not in SCHEDULES:
-        raise unknown("schedule", request.schedule, SCHEDULES)
-    for name in ("steps", "width", "height", "batch_size"):
-        if getattr(request, name) < 1:
-            raise InputError(f"{name} must be 1 or more, not {getattr(request, name)}")
-    for name in ("guidance_scale", "true_guidance_scale"):
-        if not math.isfinite(getattr(request, name)):
-            raise InputError(f"{name} must be a finite number, not {getattr(request, name)}")
-    for name in ("strength", "refiner_start"):
-        if not 0 <= getattr(request, name) <= 1:
-            raise InputError(f"{name} must be in 0 ... 1, not {getattr(request, name)}")
-    if not 0 <= request.pictures.noise_level < 1000:
-        raise InputError(f"noise_level must be in 0 ... 999, not {request.pictures.noise_level}")
-    if request.true_guidance_scale != 1 and not distilled(model):
-        raise InputError(
-            "true_guidance_scale is for models that are told guidance_scale, and this one is not"
-        )
-    _check_size(request, model)
-    _check_image_prompt(request, model)
-    _check_refiner(request, model)
-
-
 def distilled(model: Model) -> bool:
     """Whether the network is told the guidance scale."""
     conditioning = model.spec.conditioning
@@ -168,11 +143,14 @@ def latent_shape(request: Request, model: Model) -> tuple[int, int, int]:
     return space.channels, request.height // space.stride, request.width // space.stride
 
 
+def guided_by(request: Request, model: Model) -> float:
+    """The scale of guidance by two calls of the network."""
+    return request.true_guidance_scale if distilled(model) else request.guidance_scale
+
+
 def size_multiple(model: Model) -> int:
-    """What widths and heights must divide by, in pixels."""
-    config = model.network.config
-    # The latent cells that a network merges into one at its coarsest, along each axis.
-    cells = 2 ** (len(config.channels) - 1) if isinstance(config, UNetConfig) else patch_size(model)
+    """What widths and heights must divide by, in pixels: a U-Net takes any number of latent cells."""
+    cells = 1 if isinstance(model.network.config, UNetConfig) else patch_size(model)
     return model.spec.latent_space.stride * cells
 
 
@@ -231,26 +209,11 @@ def _pictures(given: dict[str, Any], model: Model) -> Pictures:
     size = (given["width"], given["height"]) if {"width", "height"} <= given.keys() else None
     if model.spec.beside in ENLARGING:
         size = None
-    taken = {name: _picture(name, given.pop(name, None), size) for name in ("image", "mask", "control")}
-    if taken["mask"] is not None:
-        taken["mask"] = (taken["mask"].mean(dim=1, keepdim=True) + 1) / 2
+    taken = {n: read_picture(n, given.pop(n), size) for n in ("image", "mask", "control") if n in given}
     level = {"noise_level": given.pop("noise_level")} if "noise_level" in given else {}
     pictures = Pictures(**taken, **level)
     pictures.check(model.spec.beside)
     return pictures
-
-
-def _picture(name: str, picture: Image | Tensor | None, size: tuple[int, int] | None) -> Tensor | None:
-    if picture is None:
-        return None
-    if isinstance(picture, Tensor):
-        picture = picture if picture.ndim == 4 else picture[None]
-        if size is not None and (picture.shape[3], picture.shape[2]) != size:
-            found = f"{picture.shape[3]}x{picture.shape[2]}"
-            raise InputError(f"`{name}` is {found}, and {size[0]}x{size[1]} is to be drawn: resize it")
-        return picture.float()
-    resized = picture if size is None or picture.size == size else picture.resize(size, Resampling.LANCZOS)
-    return to_tensor(resized)[None]
 
 
 def _size(given: dict[str, Any], pictures: Pictures, model: Model) -> tuple[int, int]:
@@ -266,58 +229,5 @@ def _size(given: dict[str, Any], pictures: Pictures, model: Model) -> tuple[int,
 
 def _strength(model: Model, pictures: Pictures) -> float:
     """How much of the way to go when nothing is said: all of it where the network is shown the picture."""
-    plain = model.spec.beside in ("nothing", "depth")
+    plain = model.spec.beside in ("nothing", *CONTROLLED)
     return model.spec.defaults.strength if plain and pictures.image is not None else 1.0
-
-
-def _check_size(request: Request, model: Model) -> None:
-    multiple = size_multiple(model)
-    for name, value in (("width", request.width), ("height", request.height)):
-        if value % multiple:
-            below = value // multiple * multiple
-            near = " or ".join(str(n) for n in (below, below + multiple) if n)
-            raise InputError(f"{name} must divide by {multiple} for this model, as {near}, not {value}")
-    config = model.network.config
-    if isinstance(config, MMDiTConfig):
-        limit = config.positions * multiple
-        if max(request.width, request.height) > limit:
-            found = f"{request.width}x{request.height}"
-            raise InputError(f"{found} is too large for this model: its positions end at {limit} a side")
-    factor = model.spec.latent_space.stride if model.spec.beside in ENLARGING else 1
-    pictures, size = request.pictures, (request.height // factor, request.width // factor)
-    for name, picture in (("image", pictures.image), ("mask", pictures.mask), ("control", pictures.control)):
-        if picture is not None and len(picture) not in (1, len(request.prompts)):
-            raise InputError(
-                f"{len(picture)} of `{name}` were given for {len(request.prompts)} to draw: one or each"
-            )
-        if picture is not None and tuple(picture.shape[2:]) != size:
-            found = f"{picture.shape[3]}x{picture.shape[2]}"
-            raise InputError(
-                f"`{name}` is {found} where {size[1]}x{size[0]} is needed: give width and height"
-            )
-    expected = (len(request.prompts), *latent_shape(request, model))
-    if request.latents is not None and tuple(request.latents.shape) != expected:
-        raise InputError(f"latents must have shape {expected}, not {tuple(request.latents.shape)}")
-
-
-def _check_image_prompt(request: Request, model: Model) -> None:
-    tokens = request.image_prompt
-    if tokens is None:
-        return
-    if not isinstance(model.spec.conditioning, FluxConditioning):
-        raise InputError("image_prompt is for FLUX, which reads its tokens beside those of the text")
-    width, count = model.network.config.context_dim, len(request.prompts)
-    if tokens.ndim != 3 or tokens.shape[2] != width or len(tokens) not in (1, count):
-        found = tuple(tokens.shape)
-        raise InputError(f"image_prompt must have shape (1 or {count}, N, {width}), not {found}")
-    if request.true_guidance_scale != 1:
-        raise InputError("image_prompt has no opposite: leave true_guidance_scale at 1")
-
-
-def _check_refiner(request: Request, model: Model) -> None:
-    if request.refiner is None:
-        return
-    theirs = request.refiner.model.spec
-    for name in ("latent_space", "path", "prediction"):
-        if getattr(theirs, name) != getattr(model.spec, name):
-            raise InputError(f"the refiner's {name} is not this model's: it cannot go on from its latents")

@@ -139,16 +139,26 @@ def test_weights_of_another_shape_are_listed(saved: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("sd15", {"width": 60}, "width must divide by 16 for this model, as 48 or 64, not 60"),
+        ("sd15", {"width": 60}, "width must divide by 8 for this model, as 56 or 64, not 60"),
         ("sd3", {"width": 256}, "256x64 is too large for this model: its positions end at 192 a side"),
         ("flux", {"height": 40}, "height must divide by 16 for this model, as 32 or 48, not 40"),
         ("sd15", {"true_guidance_scale": 2.0}, "true_guidance_scale is for models that are told"),
+        (
+            "sd15",
+            {"image": torch.zeros(1, 3, 64, 64), "strength": 0.1, "steps": 5},
+            "strength 0.1 of 5 steps leaves none: raise either",
+        ),
+        (
+            "flux",
+            {"image_prompt": torch.zeros(1, 2, 40), "true_guidance_scale": 2.0},
+            "leave true_guidance_scale at 1",
+        ),
         ("sd15", {"image_prompt": torch.zeros(1, 2, 3)}, "image_prompt is for FLUX"),
-        ("sd15", {"image": torch.zeros(1, 3, 64, 40)}, "width must divide by 16"),
+        ("sd15", {"image": torch.zeros(1, 3, 64, 44)}, "width must divide by 8"),
         (
             "sd15",
             {"image": torch.zeros(1, 3, 64, 64), "width": 48, "height": 64},
-            "`image` is 64x64, and 48x64",
+            "`image` is 64x64, and to draw 48x64 it must be 48x64",
         ),
     ],
 )
@@ -173,6 +183,51 @@ def test_an_autoencoder_alone_and_in_a_models_place(saved: dict[str, Path], tmp_
     inside = load_any_autoencoder(saved["sd15"])
     swapped = load_any(saved["sd15"], parts=[tmp_path / "other"]).autoencoder
     assert swapped.latent_space == inside.latent_space, "the denoiser's wins"
+
+
+def test_another_models_autoencoder_is_warned_of(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    edit(folder / "vae" / "config.json", scaling_factor=0.13025)
+    with pytest.warns(
+        UserWarning, match=r"latents are not those of Stable Diffusion 1\.5: .* wrong pictures"
+    ):
+        load_any(folder)
+
+
+def test_the_family_can_be_said_where_folders_leave_it_open(saved: dict[str, Path]) -> None:
+    assert load_any(saved["flux"]).spec.beside == "nothing"
+    assert load_any(saved["flux"], family="flux-kontext").spec.beside == "reference"
+    assert load_any(saved["sdxl"], family="playground-v2").spec.defaults.guidance_scale == 3.0
+    with pytest.raises(InputError, match="unknown family 'flux-contexts': did you mean 'flux-kontext'"):
+        load_any(saved["flux"], family="flux-contexts")
+    with pytest.raises(InputError, match="says itself what it is: leave family out"):
+        load_any("darkroom-shapes", family="sd1")
+
+
+def test_text_encoders_take_their_places_too(saved: dict[str, Path], tmp_path: Path) -> None:
+    """T5 for an SD 3 that was saved without it, and a part that has no place."""
+    folder = copied(saved, "sd3", tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    edit(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    whole, without = load_any(saved["sd3"]), load_any(folder)
+    assert (len(whole.texts), len(without.texts)) == (3, 2)
+    again = load_any(folder, parts=[folder / "text_encoder_3"], tokenizers=folder / "tokenizer_3")
+    assert index["text_encoder_3"][1] == "T5EncoderModel" and len(again.texts) == 3
+    ids = again.texts[2].tokenizer.encode(["red apple"], 12)
+    assert torch.equal(again.texts[2].encoder(ids), whole.texts[2].encoder(ids))
+    with pytest.raises(InputError, match="text_encoder_3: holds t5, which this model has no place for"):
+        load_any(saved["sd15"], parts=[folder / "text_encoder_3"])
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(saved: dict[str, Path], device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used here"):
+        darkroom.load(saved["sd15"], device=device)
+
+
+def test_a_precision_that_no_network_runs_in_is_named(saved: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="dtype must be float32, bfloat16 or float16"):
+        darkroom.load(saved["sd15"], dtype=torch.int8)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def asked(name: str) -> dict[str, Any]:
     if name == "sd1-inpainting":
         generator = torch.Generator().manual_seed(0)
         options |= {"image": torch.rand(1, 3, 64, 48, generator=generator) * 2 - 1}
-        options |= {"mask": torch.rand(1, 3, 64, 48, generator=generator) * 2 - 1}
+        options |= {"mask": torch.rand(1, 1, 64, 48, generator=generator)}
     return options
 
 

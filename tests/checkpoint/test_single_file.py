@@ -35,7 +35,6 @@ Shapes = dict[str, tuple[int, ...]]
 CLIP_L, CLIP_G, OPENCLIP_H, T5_XXL = 123_060_480, 694_659_840, 354_032_640, 4_762_310_656
 PROJECTED_L = CLIP_L + 768 * 768
 KL, KL_16 = 83_653_863, 83_819_683
-CIN256_OF_VQ_F8 = 394_984_196  # an earlier model of the classes, which is no family of its own
 
 # Lists of whole files and of networks: family, parameters of the network, of the autoencoder, of the texts.
 MODELS: dict[str, tuple[str, int, int, dict[str, int]]] = {
@@ -58,7 +57,7 @@ MODELS: dict[str, tuple[str, int, int, dict[str, int]]] = {
     "dit_xl2_256.single": ("dit-xl-2-256", 675_129_632, 0, {}),
     "dit_xl2_512.single": ("dit-xl-2-512", 676_014_368, 0, {}),
     "ldm_cin256-v2.single": ("ldm-cin256", 400_920_579, 55_322_782, {"class_embedder": 1001 * 512}),
-    "ldm_cin256.single.unet": ("ldm-cin256", CIN256_OF_VQ_F8, 0, {}),
+    "ldm_cin256.single.unet": ("ldm-cin256-f8", 394_984_196, 0, {}),
     "ldm_text2img256.single.unet": ("ldm-text2img256", 403_623_939, 0, {}),
     "ldm_celeba256.single.unet": ("ldm-unconditional", 274_056_163, 0, {}),
     "ldm_ffhq256.single.unet": ("ldm-unconditional", 274_056_163, 0, {}),
@@ -110,7 +109,7 @@ def check(parts: Parts, family: str, network: int, autoencoder: int, texts: dict
     if network:
         assert elements(parts.network, build_network) == network
         assert parts.network is not None
-        assert parts.network.config == FAMILIES[family].network or network == CIN256_OF_VQ_F8
+        assert parts.network.config == FAMILIES[family].network
     assert (parts.autoencoder is not None) == (autoencoder > 0)
     if autoencoder:
         assert elements(parts.autoencoder, build_autoencoder) == autoencoder

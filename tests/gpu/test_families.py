@@ -57,7 +57,7 @@ def test_half_precision_stays_near(name: str, dtype: torch.dtype, tmp_path: Path
 
 
 def test_what_is_shown_beside_the_latents_moves_along(tmp_path: Path) -> None:
-    image, mask = torch.rand(1, 3, 64, 48) * 2 - 1, torch.ones(1, 3, 64, 48)
+    image, mask = torch.rand(1, 3, 64, 48) * 2 - 1, torch.ones(1, 1, 64, 48)
     nine = sd15(tmp_path / "a", unet(16, in_channels=9), "StableDiffusionInpaintPipeline")
     fill = flux(tmp_path / "b", guided=True, pipeline="FluxFillPipeline", in_channels=384)
     kontext = flux(tmp_path / "c", guided=True, pipeline="FluxKontextPipeline")

@@ -250,9 +250,7 @@ def dit(folder: Path) -> Any:
     for block in network.transformer_blocks[1:]:  # all blocks of a real one have the same embedders
         block.norm1.emb.load_state_dict(network.transformer_blocks[0].norm1.emb.state_dict())
     scheduler = diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False)
-    return diffusers.DiTPipeline(
-        transformer=network, vae=vae(scaling_factor=0.18215), scheduler=scheduler
-    )
+    return diffusers.DiTPipeline(transformer=network, vae=vae(scaling_factor=0.18215), scheduler=scheduler)
 
 
 PIPELINES: dict[str, Callable[[Path], Any]] = {

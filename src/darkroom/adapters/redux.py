@@ -1,9 +1,9 @@
 """A picture as a prompt: FLUX.1 Redux, whose tokens follow those of the text in FLUX's context."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from darkroom.checkpoint.build import filled
 from darkroom.checkpoint.configs.fields import Fields
-from darkroom.checkpoint.diffusers_folder import CONFIG, read_json
+from darkroom.checkpoint.diffusers_folder import CONFIG, part_tensors, read_config
 from darkroom.checkpoint.io import load_tensors
 from darkroom.errors import InputError
 from darkroom.images import to_pil, to_rgb, to_tensor
 from darkroom.nn.redux import ReduxConfig, ReduxEmbedder
 from darkroom.nn.siglip import EPS, SiglipConfig, SiglipEncoder
 
-ENCODER, ENCODER_FILE = "image_encoder", "model.safetensors"
-EMBEDDER_FILE = "image_embedder/diffusion_pytorch_model.safetensors"
+ENCODER, EMBEDDER = "image_encoder", "image_embedder"
 EXTRACTOR, EXTRACTOR_FILE = "feature_extractor", "preprocessor_config.json"
 VISION, HEAD = "vision_model.", "head."
 BICUBIC = Image.Resampling.BICUBIC
@@ -49,8 +48,6 @@ EXTRACTING = {
     "resample": int(BICUBIC),
     "rescale_factor": 1 / 255,
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,23 +92,23 @@ def load_redux(path: Path, *, siglip: Path | None = None, dtype: torch.dtype = t
     doesn't do.
     """
     path = Path(path)
-    folder, file = (path, path / EMBEDDER_FILE) if path.is_dir() else (path.parent, path)
+    folder, part = (path, path / EMBEDDER) if path.is_dir() else (path.parent, path)
     encoder = folder / ENCODER if siglip is None else Path(siglip)
-    embedder = load_embedder(file, dtype)
+    embedder = load_embedder(part, dtype)
     if not encoder.exists():
         raise InputError(f"{encoder}: not there: give `siglip`, the folder of siglip-so400m-patch14-384")
     return Redux(load_siglip(encoder, dtype), embedder)
 
 
-def load_embedder(file: Path, dtype: torch.dtype = torch.float32) -> ReduxEmbedder:
-    """The embedder of a file, its widths read from the shapes; raises InputError as `load_redux` does."""
-    tensors, _ = load_tensors(file, dtype=dtype)
+def load_embedder(path: Path, dtype: torch.dtype = torch.float32) -> ReduxEmbedder:
+    """The embedder of a file or folder, its widths read from the shapes; errors as of `load_redux`."""
+    tensors = _weights(path, dtype)
     down = tensors.get("redux_down.weight")
     up = tensors.get("redux_up.weight")
     if down is None or up is None or down.ndim != 2 or up.ndim != 2:
-        raise InputError(f"{file}: not FLUX Redux: expected the matrices redux_up.weight, redux_down.weight")
+        raise InputError(f"{path}: not FLUX Redux: expected the matrices redux_up.weight, redux_down.weight")
     config = ReduxConfig(width=up.shape[1], context_dim=down.shape[0])
-    return filled(lambda: ReduxEmbedder(config), tensors, file)
+    return filled(lambda: ReduxEmbedder(config), tensors, path)
 
 
 def load_siglip(path: Path, dtype: torch.dtype = torch.float32) -> SiglipEncoder:
@@ -121,17 +118,17 @@ def load_siglip(path: Path, dtype: torch.dtype = torch.float32) -> SiglipEncoder
     `load_redux` does.
     """
     # Shapes don't say how many heads there are, so a file alone can be of one model only.
-    config, file = SiglipConfig(), path
+    config = SiglipConfig()
     if path.is_dir():
-        config, file = _read(path / CONFIG, siglip_config_from_transformers), path / ENCODER_FILE
+        config = read_config(path / CONFIG, siglip_config_from_transformers)
         for extractor in (path / EXTRACTOR_FILE, path.parent / EXTRACTOR / EXTRACTOR_FILE):
             if extractor.exists():
-                _read(extractor, lambda fields: check_extractor(fields, config.image_size))
+                read_config(extractor, lambda fields: check_extractor(fields, config.image_size))
                 break
-    tensors, _ = load_tensors(file, dtype=dtype)
+    tensors = _weights(path, dtype)
     vision = {n.removeprefix(VISION): t for n, t in tensors.items() if n.startswith(VISION)} or tensors
     kept = {name: tensor for name, tensor in vision.items() if not name.startswith(HEAD)}
-    return filled(lambda: SiglipEncoder(config), kept, file)
+    return filled(lambda: SiglipEncoder(config), kept, path)
 
 
 def siglip_config_from_transformers(config: Mapping[str, Any]) -> SiglipConfig:
@@ -159,13 +156,10 @@ def check_extractor(config: Mapping[str, Any], side: int) -> None:
     Fields(owner=name, classes=(name,), read={}, fixed=fixed, open=True).of(config)
 
 
-def _read(file: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
-    """What `read` makes of a JSON file, whose name goes before its errors."""
-    fields = read_json(file)
-    try:
-        return read(fields)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+def _weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a file, or of a part's folder."""
+    is_file = path.suffix or path.is_file()
+    return load_tensors(path, dtype=dtype)[0] if is_file else part_tensors(path, dtype)
 
 
 def _pictures(images: Tensor | Sequence[Image.Image]) -> Sequence[Image.Image]:

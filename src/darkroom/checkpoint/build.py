@@ -63,10 +63,15 @@ def build_text_encoder(config: TextConfig) -> TextEncoder:
 def speak(autoencoder: Autoencoder, space: LatentSpace) -> None:
     """Let an autoencoder encode to and decode from the latent space that a denoiser was trained on, in place.
 
-    A tiny autoencoder's latents are normalised already.
+    A tiny autoencoder's latents are normalised already, by the same numbers for all channels: InputError for
+    a space of another kind.
     """
     if not isinstance(autoencoder, AutoencoderTiny):
         autoencoder.latent_space = space
+    elif len(set(space.std)) > 1:
+        raise InputError(
+            "a tiny autoencoder is for latents of one scale, and this model's channels have each its own"
+        )
 
 
 def filled(build: Callable[[], Module], tensors: Mapping[str, Tensor], where: object) -> Module:
@@ -75,8 +80,11 @@ def filled(build: Callable[[], Module], tensors: Mapping[str, Tensor], where: ob
     Raises InputError, which starts with `where` and lists names, where tensors are missing, too many or of
     other shapes.
     """
-    with torch.device("meta"), Unfilled():
-        module = build()
+    try:
+        with torch.device("meta"), Unfilled():
+            module = build()
+    except ValueError as error:  # torch's, of numbers that don't fit together, such as groups and channels
+        raise InputError(f"{where}: no network has these shapes: {error}") from error
     _check_names(where, module.state_dict(), tensors)
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval()

@@ -1,10 +1,12 @@
 """A model folder in the layout of diffusers as a `Model`."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +43,7 @@ from darkroom.inputs import Beside
 from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.dit import DiTConfig
 from darkroom.nn.flux import FluxConfig
+from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.mmdit import MMDiTConfig
 from darkroom.text.clip import CLIPTextConfig
 from darkroom.text.conditioning import (
@@ -55,6 +58,8 @@ from darkroom.text.conditioning import (
 from darkroom.text.find import Kind, find_tokenizer, read_tokenizer
 from darkroom.text.ldm import LDMTextConfig
 from darkroom.text.t5 import T5Config
+
+T = TypeVar("T")
 
 INDEX, CONFIG = "model_index.json", "config.json"
 AUTOENCODERS = ("vae", "vqvae")
@@ -94,9 +99,15 @@ PIPELINES = {
 TEXTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
 
 
-def load_diffusers(folder: Path, places: Sequence[Path] = (), dtype: torch.dtype = torch.float32) -> Model:
+def load_diffusers(
+    folder: Path,
+    places: Sequence[Path] = (),
+    dtype: torch.dtype = torch.float32,
+    family: str | None = None,
+) -> Model:
     """Read such a folder onto the CPU in `dtype`; `places` are where else to look for tokenizers.
 
+    `family` says which it is where several share a pipeline's class, networks and scheduler.
     What generation does not need, such as `safety_checker` and `feature_extractor`, is not looked at. Raises
     InputError for a pipeline that is not known, and as `load_model` does.
     """
@@ -107,16 +118,20 @@ def load_diffusers(folder: Path, places: Sequence[Path] = (), dtype: torch.dtype
     kind, there = PIPELINES[name], {part for part, value in index.items() if _present(value)}
     network = _load_network(_needed(folder, there, "transformer", "unet"), dtype)
     autoencoder = load_diffusers_autoencoder(_needed(folder, there, *AUTOENCODERS), dtype)
-    prediction, path, sampler, schedule = scheduler_config_from_diffusers(
-        read_json(_needed(folder, there, "scheduler") / "scheduler_config.json")
+    prediction, path, sampler, schedule = read_config(
+        _needed(folder, there, "scheduler") / "scheduler_config.json", scheduler_config_from_diffusers
     )
-    spec = replace(FAMILIES[_family(kind, network, prediction)].spec, prediction=prediction, path=path)
+    name = family or _family(kind, network, prediction)
+    spec = FAMILIES[name].spec
+    _warn_of_another_space(folder, FAMILIES[name].title, spec.latent_space, autoencoder.latent_space)
     spec = replace(
         spec,
+        prediction=prediction,
+        path=path,
         latent_space=autoencoder.latent_space,
         defaults=_defaults(spec.defaults, folder, network, autoencoder, sampler, schedule),
         conditioning=_conditioning(spec.conditioning, index, network),
-        beside=_beside(kind, network, autoencoder),
+        beside=_beside(kind.beside if family is None else spec.beside, network, autoencoder),
     )
     texts = tuple(_load_texts(folder, there, places, dtype))
     model = Model(
@@ -128,12 +143,12 @@ def load_diffusers(folder: Path, places: Sequence[Path] = (), dtype: torch.dtype
 
 def load_diffusers_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
     """The autoencoder of one part's folder, its latent space as its config says."""
-    fields = read_json(folder / CONFIG)
-    config = autoencoder_from_diffusers(fields)
-    tensors = AUTOENCODER_TO_LEGACY.inverse()(_tensors(folder, dtype))
+    config = read_config(folder / CONFIG, autoencoder_from_diffusers)
+    tensors = AUTOENCODER_TO_LEGACY.inverse()(part_tensors(folder, dtype))
     if isinstance(config, AutoencoderTinyConfig):
         return filled(lambda: build_autoencoder(config), tensors, folder)
-    return filled(lambda: build_autoencoder(config, latent_space_from_diffusers(fields)), tensors, folder)
+    space = read_config(folder / CONFIG, latent_space_from_diffusers)
+    return filled(lambda: build_autoencoder(config, space), tensors, folder)
 
 
 def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
@@ -141,12 +156,12 @@ def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
 
     Raises InputError for a folder of anything else.
     """
-    fields, tensors = read_json(folder / CONFIG), _tensors(folder, dtype)
+    fields, tensors = read_json(folder / CONFIG), part_tensors(folder, dtype)
     if "_class_name" in fields:
         tensors = AUTOENCODER_TO_LEGACY.inverse()(tensors)
-        part = Part(config=autoencoder_from_diffusers(fields), tensors=tensors)
+        part = Part(config=read_config(folder / CONFIG, autoencoder_from_diffusers), tensors=tensors)
         return Parts(family="autoencoder", autoencoder=part)
-    config = text_config_from_transformers(fields)
+    config = read_config(folder / CONFIG, text_config_from_transformers)
     part = Part(config=config, tensors=_text_tensors(config, tensors))
     return Parts(family="text-encoder", texts={_role(config): part})
 
@@ -164,6 +179,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_config(file: Path, read: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `read` makes of a JSON file, whose name goes before its errors."""
+    fields = read_json(file)
+    try:
+        return read(fields)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
 def _present(value: object) -> bool:
     """Whether an entry of the index names a part: one left out is [null, null]."""
     return isinstance(value, list) and len(value) == 2 and value[1] is not None
@@ -177,7 +201,7 @@ def _needed(folder: Path, there: set[str], *names: str) -> Path:
     raise InputError(f"{folder}: lacks the folder {' or '.join(names)}, a part of the model")
 
 
-def _tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def part_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights of a part; of several precisions the fullest."""
     for stem in WEIGHTS:
         for variant in ("", ".non_ema", ".bf16", ".fp16"):
@@ -192,10 +216,11 @@ def _tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _load_network(folder: Path, dtype: torch.dtype) -> Network:
-    fields = read_json(folder / CONFIG)
     unet = folder.name == "unet"
-    config = unet_config_from_diffusers(fields) if unet else transformer_config_from_diffusers(fields)
-    tensors = _tensors(folder, dtype)
+    config = read_config(
+        folder / CONFIG, unet_config_from_diffusers if unet else transformer_config_from_diffusers
+    )
+    tensors = part_tensors(folder, dtype)
     if isinstance(config, MMDiTConfig):
         tensors = mmdit_to_diffusers(config).inverse()(tensors)
     elif isinstance(config, FluxConfig):
@@ -210,8 +235,8 @@ def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: to
     for encoder, tokenizer in (*TEXTS, ("bert", "tokenizer")):
         if encoder not in there:
             continue
-        config = text_config_from_transformers(read_json(_needed(folder, there, encoder) / CONFIG))
-        tensors = _text_tensors(config, _tensors(folder / encoder, dtype))
+        config = read_config(_needed(folder, there, encoder) / CONFIG, text_config_from_transformers)
+        tensors = _text_tensors(config, part_tensors(folder / encoder, dtype))
         # Projections of encoders that are used without them.
         if isinstance(config, CLIPTextConfig) and config.projection_dim is None:
             tensors.pop("text_projection.weight", None)
@@ -279,10 +304,24 @@ def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network
     return TextConditioning() if isinstance(ours, TextConditioning) else ours
 
 
-def _beside(kind: PipelineKind, network: Network, autoencoder: Autoencoder) -> Beside:
+def _beside(beside: Beside, network: Network, autoencoder: Autoencoder) -> Beside:
     """Inpainting pipelines also take networks of plain text to image."""
     extra = network.config.in_channels - autoencoder.config.latent_channels
-    return kind.beside if extra or kind.beside == "reference" else "nothing"
+    return beside if extra or beside == "reference" else "nothing"
+
+
+def _warn_of_another_space(folder: Path, title: str, usual: LatentSpace, found: LatentSpace) -> None:
+    """Nothing else in a folder says what latents the denoiser was trained on, so a mixture can't be an
+    error.
+    """
+    same = (usual.channels, usual.stride) == (found.channels, found.stride)
+    numbers = zip((*usual.mean, *usual.std), (*found.mean, *found.std), strict=False)
+    if not same or not all(math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-2) for a, b in numbers):
+        warnings.warn(
+            f"{folder}: the autoencoder's latents are not those of {title}: right if it came with this "
+            "network, wrong pictures if it was put in from another model",
+            stacklevel=4,
+        )
 
 
 def _defaults(

@@ -39,7 +39,7 @@ from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES, Family, scaled
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.presets import bundled, model_folder
-from darkroom.text.conditioning import TextPart
+from darkroom.text.conditioning import TextEncoder, TextPart
 from darkroom.text.find import Kind, find_tokenizer
 
 # Above this spread of one norm's biases SD 2's weights predict v: ComfyUI's rule, which files leave us.
@@ -52,6 +52,13 @@ TOKENIZERS: dict[str, Kind] = {
     "openclip_h": "openclip_h",
     "t5": "t5",
     "ldm_text": "bert",
+}
+
+# The roles of the text encoders of a conditioning, in their order.
+ROLES: dict[str, tuple[str, ...]] = {
+    "xl": ("clip_l", "clip_g"),
+    "sd3": ("clip_l", "clip_g", "t5"),
+    "flux": ("clip_l", "t5"),
 }
 
 
@@ -70,17 +77,21 @@ def load_any(
     """
     path, others = Path(name_or_path).expanduser(), [Path(part).expanduser() for part in parts]
     places = [Path(tokenizers).expanduser()] if tokenizers is not None else []
+    if family is not None and family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
     if str(name_or_path) not in bundled() and path.is_file():
         return _load_file(path, others, places, family, dtype)
     folder = model_folder(path)
     if (folder / INDEX).is_file():
-        model = load_diffusers(folder, places, dtype)
-    elif any(folder.glob(f"{DENOISER}*")):
+        model = load_diffusers(folder, places, dtype, family)
+    elif any(folder.glob(f"{DENOISER}*")) and family is None:
         model = load_model(folder, dtype=dtype)
+    elif family is not None:
+        raise InputError(f"{folder}: says itself what it is: leave family out")
     else:
         raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
     for part in others:
-        model = _with_part(model, part, dtype)
+        model = _with_parts(model, part, places, dtype)
     check_fit(model, folder)
     return model
 
@@ -102,11 +113,35 @@ def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch
     return _read_autoencoder(path, dtype)
 
 
-def _with_part(model: Model, path: Path, dtype: torch.dtype) -> Model:
-    """A model with the autoencoder of a file or folder in place of its own."""
-    autoencoder = _read_autoencoder(path, dtype)
+def _with_parts(model: Model, path: Path, places: Sequence[Path], dtype: torch.dtype) -> Model:
+    """A model with what a file or folder holds in the places of its own parts."""
+    if path.is_dir() and not (path / CONFIG).is_file():
+        return _with_autoencoder(model, load_autoencoder(path, dtype=dtype))
+    parts = _read_parts(path, dtype)
+    if parts.autoencoder is not None:
+        model = _with_autoencoder(model, _autoencoder(parts.autoencoder, model.spec.latent_space, path))
+    roles = ROLES.get(model.spec.conditioning.kind, ())
+    # Only those of SDXL's refiner begin with the second.
+    roles = roles[1:] if roles[:2] == ("clip_l", "clip_g") and len(model.texts) == 1 else roles
+    taken = [role for role in parts.texts if role in roles[: len(model.texts) + 1]]
+    if parts.autoencoder is None and not taken:
+        raise InputError(f"{path}: holds {_contents(parts)}, which this model has no place for")
+    texts = list(model.texts)
+    for role in taken:
+        place = roles.index(role)
+        tokenizer = texts[place].tokenizer if place < len(texts) else find_tokenizer(TOKENIZERS[role], places)
+        texts[place : place + 1] = [TextPart(_encoder(role, parts.texts[role], path), tokenizer)]
+    return replace(model, texts=tuple(texts))
+
+
+def _with_autoencoder(model: Model, autoencoder: Autoencoder) -> Model:
     speak(autoencoder, model.spec.latent_space)
     return replace(model, autoencoder=autoencoder)
+
+
+def _encoder(role: str, part: Part, where: Path) -> TextEncoder:
+    used = _used(role, part)
+    return filled(lambda: build_text_encoder(used.config), used.tensors, where)
 
 
 def _read_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
@@ -128,13 +163,13 @@ def _load_file(
     """The model of an original file, with what it lacks out of the other files."""
     files = {path: read_checkpoint(path, dtype)} | {other: _read_parts(other, dtype) for other in others}
     name = family or files[path].family
-    if name not in FAMILIES and family is not None:
-        raise unknown("family", name, FAMILIES)
     if name not in FAMILIES or files[path].network is None:
         raise InputError(
             f"{path}: holds {_contents(files[path])} but no denoising network: no model of itself"
         )
     entry = FAMILIES[name]
+    for where, parts in files.items():
+        _check_taken(where, parts, entry, first=where == path)
     network_part = files[path].network
     assert network_part is not None
     spec = _spec(entry, name, files[path], given=family is not None)
@@ -151,6 +186,14 @@ def _load_file(
     check_fit(model, path)
     speak(model.autoencoder, spec.latent_space)
     return model
+
+
+def _check_taken(where: Path, parts: Parts, family: Family, *, first: bool) -> None:
+    """Raise InputError for a file with tensors that no network here has, or with nothing that is wanted."""
+    if parts.unknown:
+        raise InputError(f"{where}: holds tensors that no part of it has: {some(parts.unknown)}")
+    if not first and parts.autoencoder is None and not parts.texts.keys() & family.texts.keys():
+        raise InputError(f"{where}: holds {_contents(parts)}, which {family.title} has no place for")
 
 
 def _autoencoder(part: Part | None, space: LatentSpace, where: Path) -> Autoencoder:
@@ -171,8 +214,7 @@ def _texts(family: Family, files: Mapping[Path, Parts], places: Sequence[Path]) 
             raise InputError(
                 f"{first}: no text encoder {role!r} in it: give its file as a part (needed: {wanted})"
             )
-        part = _used(role, files[holders[-1]].texts[role])
-        encoder = filled(lambda part=part: build_text_encoder(part.config), part.tensors, holders[-1])
+        encoder = _encoder(role, files[holders[-1]].texts[role], holders[-1])
         kind = TOKENIZERS.get(role)
         texts.append(TextPart(encoder, None if kind is None else find_tokenizer(kind, places)))
     return tuple(texts)
@@ -204,6 +246,10 @@ def _spec(family: Family, name: str, parts: Parts, *, given: bool) -> DenoiserSp
     if parts.scale_factor is not None:
         space = spec.latent_space
         spec = replace(spec, latent_space=scaled(space.channels, space.stride, parts.scale_factor))
+    if any(marker.startswith("edm_vpred") for marker in parts.markers):
+        raise InputError(
+            "v-prediction on an EDM path, which this file's edm_vpred tensors mean, is not done yet"
+        )
     if "v_pred" in parts.markers:
         path = replace(spec.path, zero_terminal_snr="ztsnr" in parts.markers)
         spec = replace(spec, prediction="v", path=path)
@@ -218,4 +264,5 @@ def _predicts_v(parts: Parts) -> bool:
 
 def _contents(parts: Parts) -> str:
     found = [*parts.texts, *(["an autoencoder"] if parts.autoencoder is not None else [])]
+    found += ["a denoising network"] if parts.network is not None else []
     return some(found) or "nothing known"

@@ -116,7 +116,7 @@ ROWS = (
     _unet_row("sdxl", WIDE, 4, 2048, pooled=2816),
     _unet_row("sdxl-refiner", WIDE, 4, 1280, pooled=2560),
     _unet_row("ldm-cin256", ONE, 3, 512),
-    _unet_row("ldm-cin256", EIGHT, 4, 512),  # the paper's own, of the latents of a VQ-f8
+    _unet_row("ldm-cin256-f8", EIGHT, 4, 512),
     _unet_row("ldm-text2img256", NARROW, 3, 640),
     _unet_row("ldm-text2img-large", EIGHT, 4, 1280),  # the 1.45B one
     _unet_row("ldm-unconditional", NARROW, 3, None),

@@ -1,0 +1,118 @@
+"""Options that several commands share: which model draws and where, and from which pictures.
+
+As in `cli.py`, what needs torch is imported when it is used.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from darkroom.errors import InputError
+from darkroom.presets import DEFAULT_MODEL, model_folder
+
+if TYPE_CHECKING:
+    from darkroom.pipeline import Pipeline
+
+MaybeInt = Annotated[int | None, arg(metavar="INT")]
+MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
+MaybeText = Annotated[str | None, arg(metavar="STR")]
+MaybePath = Annotated[Path | None, arg(metavar="PATH")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model draws, and where."""
+
+    model: str = DEFAULT_MODEL
+    """A bundled model, a model folder (darkroom's or diffusers'), or an original file."""
+    parts: tuple[Path, ...] = ()
+    """Further files with what the model lacks, such as an autoencoder or text encoders."""
+    tokenizers: MaybePath = None
+    """Where to look first for tokenizers that no file holds."""
+    family: MaybeText = None
+    """What an original file is where names and shapes leave it open; see darkroom models."""
+    refiner: MaybeText = None
+    """A second model that draws the last steps, such as SDXL's refiner."""
+    device: MaybeText = None
+    """Where to compute, such as cpu or cuda:1; an accelerator if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights."""
+
+    def check(self) -> None:
+        """Raise InputError for what is not there, before anything is loaded."""
+        check_files(self.parts)
+        check_models(name for name in (self.model, self.refiner) if name is not None)
+
+    def load(self) -> tuple["Pipeline", "Pipeline | None"]:
+        """The model, and its refiner if there is one."""
+        import torch
+
+        from darkroom.pipeline import load
+
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        both = {"tokenizers": self.tokenizers, "device": self.device, "dtype": dtype}
+        pipe = load(self.model, parts=self.parts, family=self.family, **both)
+        return pipe, None if self.refiner is None else load(self.refiner, **both)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Pictures that a drawing starts from or follows."""
+
+    image: MaybePath = None
+    """A picture to start from, to paint in, to enlarge or to edit, as the model is for."""
+    mask: MaybePath = None
+    """White where to paint."""
+    control: MaybePath = None
+    """A depth map or a picture of edges, for models that follow one."""
+    image_prompt: MaybePath = None
+    """A picture as a prompt, for FLUX, with --redux."""
+    redux: MaybePath = None
+    """FLUX.1 Redux: diffusers' folder, or its file beside SigLIP's folder image_encoder."""
+    strength: MaybeFloat = None
+    """How far to go from the picture, 0 to 1."""
+    noise_level: MaybeInt = None
+    """How much noise the x4 upscaler adds to its picture first, 0 to 350."""
+
+    def paths(self) -> dict[str, Path]:
+        """The pictures that are given; InputError for one that is not there."""
+        given = {n: p for n in ("image", "mask", "control") if (p := getattr(self, n)) is not None}
+        check_files([*given.values(), *(p for p in (self.image_prompt, self.redux) if p is not None)])
+        if (self.image_prompt is None) != (self.redux is None):
+            raise InputError("--image-prompt and --redux go together: the picture, and what reads it")
+        return given
+
+    def options(self) -> dict[str, Any]:
+        """What they are called in a call of the library."""
+        from PIL.Image import fromarray
+
+        from darkroom.data.folder import load_picture
+
+        pictures = {name: fromarray(load_picture(path)) for name, path in self.paths().items()}
+        tokens = None
+        if self.image_prompt is not None and self.redux is not None:
+            from darkroom.adapters.redux import load_redux
+
+            tokens = load_redux(self.redux).tokens([fromarray(load_picture(self.image_prompt))])
+        options = {"image_prompt": tokens, "strength": self.strength, "noise_level": self.noise_level}
+        return {**pictures, **options}
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Raise InputError for the first path that is not there."""
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+
+
+def check_models(names: Iterable[str]) -> None:
+    """Raise InputError, before torch is imported, for a model that is not there."""
+    for name in names:
+        if not Path(name).is_file():
+            model_folder(name)
+
+
+BUNDLED, NOTHING_SEEN = ModelOptions(), Seen()

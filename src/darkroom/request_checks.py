@@ -1,0 +1,111 @@
+"""Whether a request can be drawn by a model: every number, size and picture of it."""
+
+import math
+
+from darkroom.checkpoint.model import Model
+from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.schedules import SCHEDULES
+from darkroom.errors import InputError, unknown
+from darkroom.inputs import ENLARGING
+from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.request import (
+    Request,
+    distilled,
+    guided_by,
+    latent_shape,
+    sigmas,
+    size_multiple,
+    starting_image,
+)
+from darkroom.text.conditioning import FluxConditioning
+
+NOISIEST = 350  # the most that the x4 upscaler was trained with
+
+
+def check(request: Request, model: Model) -> None:
+    """Raise InputError, naming the option, for a request that this model cannot draw."""
+    if request.sampler not in SAMPLERS:
+        raise unknown("sampler", request.sampler, SAMPLERS)
+    if request.schedule not in SCHEDULES:
+        raise unknown("schedule", request.schedule, SCHEDULES)
+    for name in ("steps", "width", "height", "batch_size"):
+        if getattr(request, name) < 1:
+            raise InputError(f"{name} must be 1 or more, not {getattr(request, name)}")
+    for name in ("guidance_scale", "true_guidance_scale"):
+        if not math.isfinite(getattr(request, name)):
+            raise InputError(f"{name} must be a finite number, not {getattr(request, name)}")
+    for name in ("strength", "refiner_start"):
+        if not 0 <= getattr(request, name) <= 1:
+            raise InputError(f"{name} must be in 0 ... 1, not {getattr(request, name)}")
+    if not 0 <= request.pictures.noise_level <= NOISIEST:
+        raise InputError(f"noise_level must be in 0 ... {NOISIEST}, not {request.pictures.noise_level}")
+    if request.true_guidance_scale != 1 and not distilled(model):
+        raise InputError(
+            "true_guidance_scale is for models that are told guidance_scale, and this one is not"
+        )
+    _check_size(request, model)
+    _check_pictures(request, model)
+    _check_image_prompt(request, model)
+    _check_refiner(request, model)
+
+
+def _check_size(request: Request, model: Model) -> None:
+    multiple = size_multiple(model)
+    for name, value in (("width", request.width), ("height", request.height)):
+        if value % multiple:
+            below = value // multiple * multiple
+            near = " or ".join(str(n) for n in (below, below + multiple) if n)
+            raise InputError(f"{name} must divide by {multiple} for this model, as {near}, not {value}")
+    config = model.network.config
+    if isinstance(config, MMDiTConfig):
+        limit = config.positions * multiple
+        if max(request.width, request.height) > limit:
+            found = f"{request.width}x{request.height}"
+            raise InputError(f"{found} is too large for this model: its positions end at {limit} a side")
+    expected = (len(request.prompts), *latent_shape(request, model))
+    if request.latents is not None and tuple(request.latents.shape) != expected:
+        raise InputError(f"latents must have shape {expected}, not {tuple(request.latents.shape)}")
+
+
+def _check_pictures(request: Request, model: Model) -> None:
+    factor = model.spec.latent_space.stride if model.spec.beside in ENLARGING else 1
+    pictures, size = request.pictures, (request.height // factor, request.width // factor)
+    for name, picture in (("image", pictures.image), ("mask", pictures.mask), ("control", pictures.control)):
+        if picture is not None and len(picture) not in (1, len(request.prompts)):
+            raise InputError(
+                f"{len(picture)} of `{name}` were given for {len(request.prompts)} to draw: one or each"
+            )
+        if picture is not None and tuple(picture.shape[2:]) != size:
+            found = f"{picture.shape[3]}x{picture.shape[2]}"
+            drawn = f"{request.width}x{request.height}"
+            raise InputError(f"`{name}` is {found}, and to draw {drawn} it must be {size[1]}x{size[0]}")
+    if starting_image(request, model) is not None and request.strength and len(sigmas(request, model)) < 2:
+        raise InputError(f"strength {request.strength} of {request.steps} steps leaves none: raise either")
+
+
+def _check_image_prompt(request: Request, model: Model) -> None:
+    tokens = request.image_prompt
+    if tokens is None:
+        return
+    if not isinstance(model.spec.conditioning, FluxConditioning):
+        raise InputError("image_prompt is for FLUX, which reads its tokens beside those of the text")
+    width, count = model.network.config.context_dim, len(request.prompts)
+    if tokens.ndim != 3 or tokens.shape[2] != width or len(tokens) not in (1, count):
+        found = tuple(tokens.shape)
+        raise InputError(f"image_prompt must have shape (1 or {count}, N, {width}), not {found}")
+    if guided_by(request, model) != 1:
+        name = "true_guidance_scale" if distilled(model) else "guidance_scale"
+        raise InputError(f"image_prompt has no opposite: leave {name} at 1")
+
+
+def _check_refiner(request: Request, model: Model) -> None:
+    if request.refiner is None:
+        return
+    theirs = getattr(getattr(request.refiner, "model", None), "spec", None)
+    if theirs is None:
+        raise InputError(f"refiner must be a pipeline, as darkroom.load gives, not {request.refiner!r}")
+    if theirs.beside != "nothing":
+        raise InputError(f"the refiner is a model for {theirs.beside}: it cannot go on from these latents")
+    for name in ("latent_space", "path", "prediction"):
+        if getattr(theirs, name) != getattr(model.spec, name):
+            raise InputError(f"the refiner's {name} is not this model's: it cannot go on from its latents")
