@@ -82,10 +82,10 @@ def load(
     Folders are darkroom's or diffusers', files those of the original releases. `parts` are further files or
     folders with what is not in the first one, such as an autoencoder or text encoders, and take precedence;
     `tokenizers` is where to look first for tokenizers that no file holds. `family` says what an original file
-    is where names and shapes leave it open, such as "flux-kontext" (`darkroom models` lists them). The
-    networks go to `device` (an accelerator if there is one, else the CPU), in `dtype` (float32 on a CPU, else
-    bfloat16 where the device has it). Raises InputError if there is no such model, or if its files are
-    damaged or do not fit each other.
+    or a folder of diffusers is where names and shapes leave it open, such as "flux-kontext" (`darkroom
+    models` lists them). The networks go to `device` (an accelerator if there is one, else the CPU), in
+    `dtype` (float32 on a CPU, else bfloat16 where the device has it). Raises InputError if there is no such
+    model, or if its files are damaged or do not fit each other.
     """
     device = checked_device(device) if device else default_device()
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
@@ -99,7 +99,7 @@ def load(
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if dtype == torch.float16:
             guard_half(network, name)
-    return Pipeline(model, name=Path(name_or_path).resolve().name)
+    return Pipeline(model, name=Path(name_or_path).expanduser().resolve().name)
 
 
 def checked_device(name: str | torch.device) -> torch.device:
@@ -283,10 +283,11 @@ class Pipeline:
         total = sum(len(part) - 1 for part in levels)
         done = number * total
         x, cond, uncond = self.prepare(request, batch, noise, levels[0][0])
-        for pipe, part in zip((self, request.refiner), levels, strict=False):
-            if pipe is not None and pipe is not self:
+        pipes = [self] if request.refiner is None else [self, request.refiner]
+        for pipe, part in zip(pipes, levels, strict=True):
+            if pipe is not self:
                 cond, uncond = pipe.conditions(request, batch)
-            for step in (pipe or self).denoise(x, cond, uncond, request, part, noise):
+            for step in pipe.denoise(x, cond, uncond, request, part, noise):
                 x, done = step.x, done + 1
                 if on_step is not None:
                     on_step(Progress(done, len(request.batches()) * total, step))
