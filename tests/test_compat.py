@@ -51,8 +51,8 @@ def test_only_what_was_run_says_so():
 
 @pytest.mark.parametrize("name", ["diffusers", "reference", "comfy"])
 def test_one_draw_for_the_batch(name):
-    noise = noise_source(COMPAT[name].noise)(SEEDS, SHAPE)
-    assert torch.equal(noise.start(SHAPE), torch_noise(3, 7))
+    noise = noise_source(COMPAT[name].noise, SEEDS, SHAPE)
+    assert torch.equal(noise.start(), torch_noise(3, 7))
     generator = torch.Generator().manual_seed(7)
     torch.randn(3, *SHAPE, generator=generator)  # later draws go on in the same stream
     assert torch.equal(noise.between(1.0, 0.5), torch.randn(3, *SHAPE, generator=generator))
@@ -61,20 +61,20 @@ def test_one_draw_for_the_batch(name):
 
 
 def test_one_generator_for_each_picture():
-    noise = noise_source(COMPAT["a1111"].noise)(SEEDS, SHAPE)
-    first = noise.start(SHAPE)
+    noise = noise_source(COMPAT["a1111"].noise, SEEDS, SHAPE)
+    first = noise.start()
     for k in range(3):
         assert torch.equal(first[k : k + 1], torch_noise(1, 7 + k))
     alone = TorchNoise([8], SHAPE, each=True)
-    assert torch.equal(alone.start(SHAPE)[0], first[1])
+    assert torch.equal(alone.start()[0], first[1])
     assert torch.equal(alone.between(1.0, 0.5)[0], noise.between(1.0, 0.5)[1])
     assert not torch.equal(first, torch_noise(3, 7))
 
 
 def test_our_own_noise_is_named():
-    noise = noise_source(COMPAT["darkroom"].noise)(SEEDS, SHAPE)
+    noise = noise_source(COMPAT["darkroom"].noise, SEEDS, SHAPE)
     assert isinstance(noise, NamedNoise)
-    assert torch.equal(noise.start(SHAPE), image_noise(SEEDS, SHAPE, "start"))
+    assert torch.equal(noise.start(), image_noise(SEEDS, SHAPE, "start"))
 
 
 PATH, EDM = DiscretePath(), EDMPath()

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -137,6 +138,22 @@ def test_an_empty_prompt_is_fine_and_equals_no_guidance(pipe: Pipeline) -> None:
     assert len(pipe("", seed=1, steps=2).images) == 1
     a, b = pipe("", seed=1, steps=4).latents, pipe("", seed=1, steps=4, guidance_scale=1.0).latents
     assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_prompts_are_read_once_in_a_call(pipe: Pipeline) -> None:
+    """Also where every picture is drawn alone, which must not change a byte."""
+
+    class Counting(Pipeline):
+        reads: ClassVar[list[bool]] = []
+
+        def text_states(self, *args, negative: bool = False, **options):
+            self.reads.append(negative)
+            return super().text_states(*args, negative=negative, **options)
+
+    counting = Counting(pipe.model)
+    drawn = counting("red apple", seed=1, steps=1, count=3, exact=True)
+    assert sorted(counting.reads) == [False, True]
+    assert torch.equal(drawn.latents, pipe("red apple", seed=1, steps=1, count=3, exact=True).latents)
 
 
 def test_the_parameters_say_what_was_not_as_ever(pipe: Pipeline) -> None:

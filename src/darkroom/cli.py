@@ -106,9 +106,10 @@ def generate(
     _check_output(output, ".png", mkdir=mkdir)
     width, height = _parse_size(size)
     chosen.check()
-    seen.paths()
+    seen.check()
     from darkroom.images import format_parameters, save_png
 
+    pictures = seen.options()  # before the model, which may take minutes
     pipe, refiner = chosen.load()
     options: dict[str, Any] = {
         "negative_prompt": negative,
@@ -127,7 +128,7 @@ def generate(
         "exact": exact,
     }
     with _bar("drawing") as on_step:
-        result = pipe(prompt, on_step=on_step, **options, **seen.options())
+        result = pipe(prompt, on_step=on_step, **options, **pictures)
     names = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
     for path, drawn, seed_, made in zip(names, result.images, result.seeds, result.parameters, strict=True):
         save_png(

@@ -77,13 +77,12 @@ class Seen:
     noise_level: MaybeInt = None
     """How much noise the x4 upscaler adds to its picture first, 0 to 350."""
 
-    def paths(self) -> dict[str, Path]:
-        """The pictures that are given; InputError for one that is not there."""
-        given = {n: p for n in ("image", "mask", "control") if (p := getattr(self, n)) is not None}
-        check_files([*given.values(), *(p for p in (self.image_prompt, self.redux) if p is not None)])
+    def check(self) -> None:
+        """Raise InputError for what is not there, before anything is loaded."""
+        given = (self.image, self.mask, self.control, self.image_prompt, self.redux)
+        check_files(path for path in given if path is not None)
         if (self.image_prompt is None) != (self.redux is None):
             raise InputError("--image-prompt and --redux go together: the picture, and what reads it")
-        return given
 
     def options(self) -> dict[str, Any]:
         """What they are called in a call of the library."""
@@ -91,7 +90,8 @@ class Seen:
 
         from darkroom.data.folder import load_picture
 
-        pictures = {name: fromarray(load_picture(path)) for name, path in self.paths().items()}
+        given = {"image": self.image, "mask": self.mask, "control": self.control}
+        pictures = {n: fromarray(load_picture(path)) for n, path in given.items() if path is not None}
         tokens = None
         if self.image_prompt is not None and self.redux is not None:
             from darkroom.adapters.redux import load_redux

@@ -4,7 +4,7 @@ Each row of `COMPAT` is one program; what a field is None or "ours" in is done a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -24,6 +24,8 @@ from darkroom.text.conditioning import (
     XLConditioning,
 )
 from darkroom.text.emphasis import Emphasis
+
+Noise = Literal["named", "batch", "each"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Compat:
     """
 
     name: str = "darkroom"
-    noise: Literal["named", "batch", "each"] = "named"
+    noise: Noise = "named"
     posterior: Literal["mean", "sample", "released"] = "mean"
     zero_blank: bool | None = None
     start: Literal["ours", "diffusers", "comfy", "a1111"] = "ours"
@@ -143,8 +145,8 @@ def compat(name: str) -> Compat:
 class NoiseSource(Protocol):
     """Where a batch takes all its random numbers from, unit variance, on the host."""
 
-    def start(self, shape: Sequence[int]) -> Tensor:
-        """What pictures start from, (B, *shape)."""
+    def start(self) -> Tensor:
+        """What pictures start from, of the latents' shape."""
         ...
 
     def like(self, tensor: Tensor, name: str) -> Tensor:
@@ -160,12 +162,12 @@ class NamedNoise:
     """Named streams of each picture's own seed: the same for any batch and grid of steps."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
-        self.seeds = seeds
+        self.seeds, self.shape = seeds, shape
         self.between = BrownianNoise(seeds, shape).between
 
-    def start(self, shape: Sequence[int]) -> Tensor:
-        """What pictures start from, (B, *shape)."""
-        return image_noise(self.seeds, shape, "start")
+    def start(self) -> Tensor:
+        """What pictures start from, of the latents' shape."""
+        return image_noise(self.seeds, self.shape, "start")
 
     def like(self, tensor: Tensor, name: str) -> Tensor:
         """Noise of a tensor's shape, by name; one picture for all takes the first seed."""
@@ -182,9 +184,9 @@ class TorchNoise:
         self.shape, self.count = tuple(shape), len(seeds)
         self.generators = [torch.Generator().manual_seed(seed) for seed in (seeds if each else seeds[:1])]
 
-    def start(self, shape: Sequence[int]) -> Tensor:
-        """What pictures start from, (B, *shape)."""
-        return self._draw(self.count, shape)
+    def start(self) -> Tensor:
+        """What pictures start from, of the latents' shape."""
+        return self._draw(self.count, self.shape)
 
     def like(self, tensor: Tensor, name: str) -> Tensor:
         """Noise of a tensor's shape; the name does not matter here."""
@@ -200,8 +202,6 @@ class TorchNoise:
         return torch.cat([torch.randn(1, *shape, generator=g) for g in self.generators[:count]])
 
 
-def noise_source(kind: str) -> Callable[[Sequence[int], Sequence[int]], NoiseSource]:
-    """What makes the noise of a batch from its seeds and the latents' shape."""
-    if kind == "named":
-        return NamedNoise
-    return lambda seeds, shape: TorchNoise(seeds, shape, each=kind == "each")
+def noise_source(kind: Noise, seeds: Sequence[int], shape: Sequence[int]) -> NoiseSource:
+    """Where a batch of these seeds takes its noise from; `shape` is that of one picture's latents."""
+    return NamedNoise(seeds, shape) if kind == "named" else TorchNoise(seeds, shape, each=kind == "each")

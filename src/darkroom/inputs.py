@@ -61,11 +61,9 @@ class Pictures:
 
     def of(self, batch: range, device: torch.device) -> "Pictures":
         """Those of a batch of the pictures to draw, on a device."""
-        tensors = {name: getattr(self, name) for name in ("image", "mask", "control")}
-        taken = {
-            n: t if t is None or len(t) == 1 else t[batch.start : batch.stop] for n, t in tensors.items()
-        }
-        return replace(self, **{n: None if t is None else t.to(device) for n, t in taken.items()})
+        given = {name: getattr(self, name) for name in ("image", "mask", "control")}
+        taken = {n: None if t is None else of_batch(t, batch).to(device) for n, t in given.items()}
+        return replace(self, **taken)
 
     def check(self, kind: Beside) -> None:
         """Raise InputError, naming the picture, where a model of this kind lacks one or has no use for
@@ -115,6 +113,11 @@ def _read_tensor(name: str, given: Tensor, *, channels: int, low: float) -> Tens
         found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
         raise InputError(f"`{name}` must be {right}, and its numbers are {found}")
     return tensor
+
+
+def of_batch(tensor: Tensor, batch: range) -> Tensor:
+    """The rows of a batch, where there is one for each picture of a call, or the one for all."""
+    return tensor if len(tensor) == 1 else tensor[batch.start : batch.stop]
 
 
 def beside_channels(kind: Beside, space: LatentSpace) -> int:

@@ -1,12 +1,13 @@
 """The path of a prompt to a picture: one file, one method per arrow.
 
 prompt --tokens--> ids --text_states--> context --+
-seeds  --start_noise--> noise ---------denoise----+--> latents --decode--> image --to_pil--> PIL
+seeds  --start--------> noise ---------denoise----+--> latents --decode--> image --to_pil--> PIL
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -23,11 +24,11 @@ from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from darkroom.diffusion.samplers import SAMPLERS, Step
 from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
-from darkroom.inputs import CONTROLLED, Pictures, Shown, shown
+from darkroom.inputs import CONTROLLED, Pictures, Shown, of_batch, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.dit import DiT
+from darkroom.options import Options
 from darkroom.request import (
-    Options,
     Request,
     complete,
     guided_by,
@@ -38,7 +39,10 @@ from darkroom.request import (
 )
 from darkroom.request_checks import check
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Ids, Picture, Sizes, count_tokens
+from darkroom.text.conditioning import Conditioning, Ids, Sizes, Told, count_tokens
+
+# Gives the conditions of a batch with its prompts and, where something guides, without.
+Reader = Callable[[range], tuple[Condition, Condition | None]]
 
 # Seeing these comes before the first noise in the order of draws of the programs that draw in order.
 SEEN_FIRST = ("upscale", *CONTROLLED)
@@ -149,9 +153,11 @@ class Pipeline:
             raise unknown("output", str(output), ("image", "latents"))
         request = self.request(prompt, **options)
         made, images = [], []
+        pipes = [self] if request.refiner is None else [self, request.refiner]
+        readers = [pipe.reader(request) for pipe in pipes]
         with torch.no_grad():
             for number, batch in enumerate(request.batches()):
-                made.append(self._draw(request, batch, number, on_step))
+                made.append(self._draw(request, batch, number, readers, on_step))
                 if output == "image":
                     images += to_pil(self.decode(made[-1]))
         return Result(
@@ -172,30 +178,29 @@ class Pipeline:
 
     def tokens(self, prompts: Sequence[str], request: Request) -> Ids:
         """Prompts to ids for each text encoder, on its device."""
-        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        conditioning = self._conditioning(request)
         return tuple(ids.to(self.device) for ids in conditioning.tokens(self.model.texts, prompts))
 
     def text_states(self, ids: Ids, request: Request, *, negative: bool = False) -> Condition:
         """Ids to the condition that the denoiser is told; `negative` for what guidance leads away from."""
-        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        conditioning = self._conditioning(request)
         blank = None
         if negative and not request.negative_prompt and ids:
             blank = torch.ones(len(ids[0]), dtype=torch.bool, device=self.device)
-        picture = Picture(
+        told = Told(
             height=request.height,
             width=request.width,
             guidance_scale=request.guidance_scale,
             sizes=request.sizes,
             negative=negative,
         )
-        return conditioning.condition(self.model.texts, ids, picture, blank)
+        return conditioning.condition(self.model.texts, ids, told, blank)
 
     def start(self, request: Request, batch: range, noise: NoiseSource, sigma: float) -> Tensor:
         """The noisy latents (B, C, h, w) that the pictures of `batch` start from at level `sigma`."""
         image = starting_image(request, self.model)
         if image is not None:
-            image = image if len(image) == 1 else image[batch.start : batch.stop]
-            clean = self.encode(image, request, noise)
+            clean = self.encode(of_batch(image, batch), request, noise)
             unit = self._unit_noise(request, batch, noise)
             return self.model.denoiser.noisy(clean, unit, torch.full((len(unit),), sigma, device=unit.device))
         path = self.model.denoiser.path
@@ -247,24 +252,33 @@ class Pipeline:
         """What widths and heights must divide by, in pixels."""
         return size_multiple(self.model)
 
-    def conditions(self, request: Request, batch: range) -> tuple[Condition, Condition | None]:
-        """What the denoiser is told with the prompts of `batch`, and without; None where nothing guides."""
-        prompts = request.prompts[batch.start : batch.stop]
-        cond = self._condition(prompts, request, negative=False)
-        if request.image_prompt is not None and cond.context is not None:
-            tokens = request.image_prompt.to(cond.context)
-            tokens = tokens if len(tokens) == 1 else tokens[batch.start : batch.stop]
-            context = torch.cat([cond.context, tokens.expand(len(prompts), -1, -1)], dim=1)
-            cond = replace(cond, context=context)
-        if guided_by(request, self.model) == 1:
-            return cond, None
-        return cond, self._condition([request.negative_prompt] * len(prompts), request, negative=True)
+    def reader(self, request: Request) -> Reader:
+        """What reads the prompts of the request's batches, the same ones once in a call."""
+
+        @cache
+        def read(prompts: tuple[str, ...], negative: bool) -> Condition:
+            return self.text_states(self.tokens(prompts, request), request, negative=negative)
+
+        def conditions(batch: range) -> tuple[Condition, Condition | None]:
+            prompts = request.prompts[batch.start : batch.stop]
+            unique = tuple(dict.fromkeys(prompts))
+            rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device)
+            cond = read(unique, negative=False).take(rows)
+            if request.image_prompt is not None and cond.context is not None:
+                tokens = of_batch(request.image_prompt, batch).to(cond.context)
+                context = torch.cat([cond.context, tokens.expand(len(prompts), -1, -1)], dim=1)
+                cond = replace(cond, context=context)
+            if guided_by(request, self.model) == 1:
+                return cond, None
+            return cond, read((request.negative_prompt,), negative=True).take(torch.zeros_like(rows))
+
+        return conditions
 
     def prepare(
-        self, request: Request, batch: range, noise: NoiseSource, sigma: float
+        self, request: Request, batch: range, noise: NoiseSource, sigma: float, reader: Reader
     ) -> tuple[Tensor, Condition, Condition | None]:
         """What the first stage starts from at level `sigma`, and its conditions with all that it is shown."""
-        cond, uncond = self.conditions(request, batch)
+        cond, uncond = reader(batch)
         if self.model.spec.beside in SEEN_FIRST:
             seen = self._shown(request, batch, noise)
             x = self.start(request, batch, noise, sigma)
@@ -274,19 +288,24 @@ class Pipeline:
         return x, seen.on(cond), None if uncond is None else seen.on(uncond)
 
     def _draw(
-        self, request: Request, batch: range, number: int, on_step: Callable[[Progress], None] | None
+        self,
+        request: Request,
+        batch: range,
+        number: int,
+        readers: Sequence[Reader],
+        on_step: Callable[[Progress], None] | None,
     ) -> Tensor:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
         seeds = request.seeds[batch.start : batch.stop]
-        noise = noise_source(request.compat.noise)(seeds, latent_shape(request, self.model))
+        noise = noise_source(request.compat.noise, seeds, latent_shape(request, self.model))
         levels = stages(request, self.model)
         total = sum(len(part) - 1 for part in levels)
         done = number * total
-        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0])
+        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0], readers[0])
         pipes = [self] if request.refiner is None else [self, request.refiner]
-        for pipe, part in zip(pipes, levels, strict=True):
+        for pipe, part, reader in zip(pipes, levels, readers, strict=True):
             if pipe is not self:
-                cond, uncond = pipe.conditions(request, batch)
+                cond, uncond = reader(batch)
             for step in pipe.denoise(x, cond, uncond, request, part, noise):
                 x, done = step.x, done + 1
                 if on_step is not None:
@@ -296,13 +315,7 @@ class Pipeline:
     def _unit_noise(self, request: Request, batch: range, noise: NoiseSource) -> Tensor:
         if request.latents is not None:
             return request.latents[batch.start : batch.stop].float().to(self.device)
-        return noise.start(latent_shape(request, self.model)).to(self.device)
-
-    def _condition(self, prompts: Sequence[str], request: Request, *, negative: bool) -> Condition:
-        """The condition of prompts, each different one read once."""
-        unique = list(dict.fromkeys(prompts))
-        cond = self.text_states(self.tokens(unique, request), request, negative=negative)
-        return cond.take(torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device))
+        return noise.start().to(self.device)
 
     def _shown(self, request: Request, batch: range, noise: NoiseSource) -> Shown:
         """The pictures that the network sees beside the noisy latents."""
@@ -315,11 +328,15 @@ class Pipeline:
             draw=lambda image: noise.like(image, "picture"),
         )
 
+    def _conditioning(self, request: Request) -> Conditioning:
+        """How prompts are read in the program that this request draws as."""
+        return request.compat.conditioning(self.model.spec.conditioning)
+
     def _guided_channels(self, request: Request) -> int | None:
         return request.compat.guided_channels if isinstance(self.model.network, DiT) else None
 
     def _warn_of_cuts(self, prompts: Sequence[str], request: Request) -> None:
-        conditioning = request.compat.conditioning(self.model.spec.conditioning)
+        conditioning = self._conditioning(request)
         for number, part in enumerate(self.model.texts, start=1):
             if part.tokenizer is None:
                 continue
@@ -330,7 +347,7 @@ class Pipeline:
                 if count > room:
                     start = prompt if len(prompt) < 40 else prompt[:37] + "..."
                     cut = f"{which} reads {room}, so the last {count - room} are cut"
-                    warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=5)
+                    warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=4)
 
     def _parameters(self, request: Request, k: int) -> Parameters:
         values = {

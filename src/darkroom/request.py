@@ -3,9 +3,8 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from PIL.Image import Image
 from torch import Tensor
 
 from darkroom.checkpoint.model import Model
@@ -15,7 +14,7 @@ from darkroom.diffusion.schedules import SCHEDULES
 from darkroom.errors import InputError, unknown
 from darkroom.inputs import CONTROLLED, ENLARGING, Pictures, read_picture
 from darkroom.nn.unet import UNetConfig
-from darkroom.request_types import check_types, check_uses
+from darkroom.options import Options, check_types, check_uses
 from darkroom.rng import image_seeds
 from darkroom.text.conditioning import FluxConditioning, Sizes
 
@@ -23,47 +22,6 @@ if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
 
 BATCH_SIZE = 16
-
-
-class Options(TypedDict, total=False):
-    """What a call may say beside its prompt; what is left out, or None, comes from the model.
-
-    `seed`: picture k of the call has seed + k (a random one when None). `count`: pictures of each prompt.
-    `guidance_scale`: how strongly the prompt guides, 1 not at all; FLUX.1 dev is told it, and follows
-    `true_guidance_scale` beside, at twice the cost, if that is not 1. `latents` replace the seeds' noise:
-    unit variance, (pictures, channels, height / f, width / f). `image` is what to start from, keeping 1 -
-    `strength` of the way, and what models for inpainting, enlarging or editing are shown; `mask` is white (1)
-    where to paint, `control` a depth map or edges. Pictures are stretched to width and height if both are
-    given; tensors are (1 or pictures, 3, H, W) in −1..1, masks (.., 1, H, W) in 0..1. `noise_level` is the x4
-    upscaler's, `sizes` SDXL's. `image_prompt` (1 or pictures, N, D) are further tokens of FLUX, which a
-    picture is read as by `darkroom.adapters.redux`. `refiner` draws the steps from `refiner_start` (0 to 1)
-    on. `compat` draws as another program does. `exact` draws every picture alone, so that its bytes do not
-    depend on the others.
-    """
-
-    negative_prompt: str
-    steps: int | None
-    guidance_scale: float | None
-    true_guidance_scale: float
-    seed: int | None
-    width: int | None
-    height: int | None
-    count: int
-    sampler: str | None
-    schedule: str | None
-    latents: Tensor | None
-    image: Image | Sequence[Image] | Tensor | None
-    strength: float | None
-    mask: Image | Sequence[Image] | Tensor | None
-    control: Image | Sequence[Image] | Tensor | None
-    noise_level: int
-    image_prompt: Tensor | None
-    sizes: Sizes
-    refiner: "Pipeline | None"
-    refiner_start: float
-    compat: str
-    exact: bool
-    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +135,7 @@ def sigmas(request: Request, model: Model) -> list[float]:
 def starting_image(request: Request, model: Model) -> Tensor | None:
     """The image (1 or B, 3, H, W) that the request starts from with noise on it; None from pure noise."""
     kind, image = model.spec.beside, request.pictures.image
-    if kind in (*ENLARGING, "reference") or ("inpaint" in kind and request.strength == 1):
+    if kind in (*ENLARGING, "reference") or (kind in ("inpaint", "masked_inpaint") and request.strength == 1):
         return None
     return image
 

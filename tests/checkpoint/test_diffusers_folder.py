@@ -215,6 +215,9 @@ def test_text_encoders_take_their_places_too(saved: dict[str, Path], tmp_path: P
     assert index["text_encoder_3"][1] == "T5EncoderModel" and len(again.texts) == 3
     ids = again.texts[2].tokenizer.encode(["red apple"], 12)
     assert torch.equal(again.texts[2].encoder(ids), whole.texts[2].encoder(ids))
+    other = load_any(saved["sd15"], parts=[saved["flux"] / "text_encoder"])
+    mine = load_any(saved["flux"]).texts[0]
+    assert torch.equal(other.texts[0].encoder(ids[:, :4]).last, mine.encoder(ids[:, :4]).last)
     with pytest.raises(InputError, match="text_encoder_3: holds t5, which this model has no place for"):
         load_any(saved["sd15"], parts=[folder / "text_encoder_3"])
 

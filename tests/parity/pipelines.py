@@ -33,7 +33,7 @@ def t5_tokenizer(folder: Path) -> Any:
 
 
 def clip(tokenizer: Any, *, projected: bool = False, seed: int = 0, **fields: Any) -> Any:
-    """A CLIP text encoder of two layers."""
+    """A CLIP text encoder of three layers."""
     shape = {"hidden_size": WIDTH, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3}
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = transformers.CLIPTextConfig(

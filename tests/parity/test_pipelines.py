@@ -118,7 +118,7 @@ def test_text_to_picture(name: str) -> None:
     assert_same(draw_ours(pipe, PROMPTS, **ours), made, 2)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [name for name in PIPELINES if not name.startswith("flux")])
 def test_without_a_negative_prompt(name: str) -> None:
     pair, (ours, theirs) = saved(name), text_options(name)
     for options, key in ((ours, "negative_prompt"), (theirs, "negative_prompt")):
@@ -212,7 +212,7 @@ def test_sizes_are_told_alike() -> None:
     assert_same(draw_ours(pipe, PROMPTS[:1], sizes=sizes, **ours), made, 2)
 
 
-class WithoutPooled(Pipeline):
+class FlippedPooled(Pipeline):
     """A pipeline whose pooled vector is another."""
 
     def text_states(self, *args: Any, **options: Any) -> Any:
@@ -252,7 +252,7 @@ def test_everything_that_is_asked_for_moves_the_picture(name: str, what: str) ->
 def test_the_pooled_vector_moves_the_picture(name: str) -> None:
     pipe = saved(name).ours()
     plain = {"prompt": PROMPTS[0], "guidance_scale": guidance(name)}
-    assert moved(pipe, WithoutPooled(pipe.model), plain, plain) >= 3
+    assert moved(pipe, FlippedPooled(pipe.model), plain, plain) >= 3
 
 
 def moved(a: Pipeline, b: Pipeline, first: dict[str, Any], second: dict[str, Any]) -> int:

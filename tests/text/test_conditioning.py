@@ -15,10 +15,10 @@ from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 from darkroom.text.conditioning import (
     ClassConditioning,
     FluxConditioning,
-    Picture,
     SD3Conditioning,
     TextConditioning,
     TextPart,
+    Told,
     XLConditioning,
     count_tokens,
 )
@@ -29,7 +29,7 @@ from darkroom.text.tokenizer import Tokenizer, train_bpe
 LENGTH, T5_LENGTH = 16, 12
 BPE = train_bpe(CAPTIONS * 2, 540, LENGTH)
 UNIGRAM = train_unigram(CAPTIONS * 4, 80, T5_LENGTH)
-PICTURE = Picture(height=16, width=24)
+PICTURE = Told(height=16, width=24)
 PLAIN, STRONG = ["a red apple", "a rocket"], ["a (red:1.5) apple", "a rocket"]
 RED = slice(2, 2 + BPE.count("red"))  # after the start mark and "a"
 RED_T5 = slice(UNIGRAM.count("a"), UNIGRAM.count("a red"))
@@ -66,7 +66,7 @@ KINDS = {
     "text_layer": (TextConditioning(layer=-2), [CLIP_L]),
     "text_t5": (TextConditioning(), [T5]),
     "xl": (XLConditioning(), [CLIP_L, CLIP_G]),
-    "sd3": (SD3Conditioning(t5_length=T5_LENGTH, context_width=40), [CLIP_L, CLIP_G, T5]),
+    "sd3": (SD3Conditioning(t5_length=T5_LENGTH, context_dim=40), [CLIP_L, CLIP_G, T5]),
     "flux": (FluxConditioning(t5_length=T5_LENGTH), [CLIP_L, T5]),
 }
 
@@ -163,7 +163,7 @@ def test_weights_follow_the_ids_of_all_parts(kind):
 
 
 def test_t5_grows_with_the_text_and_not_with_its_brackets():
-    ours = SD3Conditioning(t5_length=4, t5_grows=True, context_width=40, emphasis="comfy")
+    ours = SD3Conditioning(t5_length=4, t5_grows=True, context_dim=40, emphasis="comfy")
     parts = [CLIP_L, CLIP_G, T5]
     count = UNIGRAM.count("a red apple")
     assert count > 3

@@ -61,7 +61,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             qk_norm=True,
         ),
         "texts": (CLIP, replace(CLIP, activation="gelu"), T5),
-        "conditioning": SD3Conditioning(t5_length=12, context_width=40),
+        "conditioning": SD3Conditioning(t5_length=12, context_dim=40),
         "objective": ObjectiveConfig(path=FlowPath(shift=3.0)),
     },
     "flux": {

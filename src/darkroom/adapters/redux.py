@@ -82,7 +82,9 @@ class Redux:
         return self.embedder(states.to(self.embedder.redux_up.weight))  # (B, N, D)
 
 
-def load_redux(path: Path, *, siglip: Path | None = None, dtype: torch.dtype = torch.float32) -> Redux:
+def load_redux(
+    path: str | Path, *, siglip: str | Path | None = None, dtype: torch.dtype = torch.float32
+) -> Redux:
     """Read FLUX.1 Redux onto the CPU in `dtype`.
 
     `path` is a folder in the layout of diffusers, or the original `flux1-redux-dev.safetensors`. The picture
@@ -91,9 +93,11 @@ def load_redux(path: Path, *, siglip: Path | None = None, dtype: torch.dtype = t
     naming the file that is missing, damaged or of another network, or the field that asks for what ours
     doesn't do.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     folder, part = (path, path / EMBEDDER) if path.is_dir() else (path.parent, path)
-    encoder = folder / ENCODER if siglip is None else Path(siglip)
+    encoder = folder / ENCODER if siglip is None else Path(siglip).expanduser()
+    if not part.exists():
+        raise InputError(f"{part}: not there: expected FLUX Redux's folder, or flux1-redux-dev.safetensors")
     embedder = load_embedder(part, dtype)
     if not encoder.exists():
         raise InputError(f"{encoder}: not there: give `siglip`, the folder of siglip-so400m-patch14-384")
@@ -158,8 +162,7 @@ def check_extractor(config: Mapping[str, Any], side: int) -> None:
 
 def _weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a file, or of a part's folder."""
-    is_file = path.suffix or path.is_file()
-    return load_tensors(path, dtype=dtype)[0] if is_file else part_tensors(path, dtype)
+    return part_tensors(path, dtype) if path.is_dir() else load_tensors(path, dtype=dtype)[0]
 
 
 def _pictures(images: Tensor | Sequence[Image.Image]) -> Sequence[Image.Image]:

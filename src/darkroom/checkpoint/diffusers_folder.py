@@ -14,6 +14,7 @@ from torch import Tensor
 from darkroom.checkpoint.build import (
     Autoencoder,
     Network,
+    TextConfig,
     build_autoencoder,
     build_network,
     build_text_encoder,
@@ -40,7 +41,6 @@ from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES
 from darkroom.inputs import Beside
-from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.dit import DiTConfig
 from darkroom.nn.flux import FluxConfig
 from darkroom.nn.latent_space import LatentSpace
@@ -131,7 +131,7 @@ def load_diffusers(
         latent_space=autoencoder.latent_space,
         defaults=_defaults(spec.defaults, folder, network, autoencoder, sampler, schedule),
         conditioning=_conditioning(spec.conditioning, index, network),
-        beside=_beside(kind.beside if family is None else spec.beside, network, autoencoder),
+        beside=_beside(kind.beside if spec.beside == "nothing" else spec.beside, network, autoencoder),
     )
     texts = tuple(_load_texts(folder, there, places, dtype))
     model = Model(
@@ -145,8 +145,6 @@ def load_diffusers_autoencoder(folder: Path, dtype: torch.dtype = torch.float32)
     """The autoencoder of one part's folder, its latent space as its config says."""
     config = read_config(folder / CONFIG, autoencoder_from_diffusers)
     tensors = AUTOENCODER_TO_LEGACY.inverse()(part_tensors(folder, dtype))
-    if isinstance(config, AutoencoderTinyConfig):
-        return filled(lambda: build_autoencoder(config), tensors, folder)
     space = read_config(folder / CONFIG, latent_space_from_diffusers)
     return filled(lambda: build_autoencoder(config, space), tensors, folder)
 
@@ -163,7 +161,7 @@ def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
         return Parts(family="autoencoder", autoencoder=part)
     config = read_config(folder / CONFIG, text_config_from_transformers)
     part = Part(config=config, tensors=_text_tensors(config, tensors))
-    return Parts(family="text-encoder", texts={_role(config): part})
+    return Parts(family="text-encoder", texts={role_of(config): part})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -247,7 +245,7 @@ def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: to
     return parts
 
 
-def _role(config: CLIPTextConfig | T5Config | LDMTextConfig) -> str:
+def role_of(config: TextConfig) -> str:
     """Which of the families' text encoders one is: CLIP's differ in width."""
     if isinstance(config, CLIPTextConfig):
         return {1024: "openclip_h", 1280: "clip_g"}.get(config.width, "clip_l")
@@ -295,7 +293,7 @@ def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network
             zero_blank=bool(index.get("force_zeros_for_empty_prompt", True)),
         )
     if isinstance(ours, SD3Conditioning) and isinstance(config, MMDiTConfig):
-        return replace(ours, context_width=config.context_dim)
+        return replace(ours, context_dim=config.context_dim)
     if isinstance(ours, FluxConditioning) and isinstance(config, FluxConfig):
         return replace(ours, distilled=config.guidance)
     if isinstance(ours, ClassConditioning) and isinstance(config, DiTConfig):
@@ -320,7 +318,7 @@ def _warn_of_another_space(folder: Path, title: str, usual: LatentSpace, found: 
         warnings.warn(
             f"{folder}: the autoencoder's latents are not those of {title}: right if it came with this "
             "network, wrong pictures if it was put in from another model",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -19,7 +19,7 @@ from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_con
 from darkroom.checkpoint.configs.transformers import flux_config_to_diffusers, mmdit_config_to_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_to_diffusers
 from darkroom.checkpoint.io import save_tensors
-from darkroom.checkpoint.layouts import flux_to_diffusers, mmdit_to_diffusers
+from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, flux_to_diffusers, mmdit_to_diffusers
 from darkroom.checkpoint.model import TEXT_ENCODER, TOKENIZER, DenoiserSpec, Model, load_model, numbered
 from darkroom.errors import DarkroomError, InputError
 from darkroom.files import require_parent
@@ -133,13 +133,12 @@ def _text_encoder(part: TextPart, *, projected: bool) -> tuple[dict[str, Any], s
         copy = {"encoder.embed_tokens.weight": tensors["shared.weight"].clone()}
         return t5_config_to_transformers(encoder.config), TRANSFORMERS_WEIGHTS, tensors | copy
     assert isinstance(encoder, CLIPTextEncoder) and isinstance(tokenizer, Tokenizer)
-    projection = tensors.pop(PROJECTION, torch.eye(encoder.config.width))
-    named = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    config = clip_config_to_transformers(encoder.config, tokenizer)
-    if projected:
-        named[PROJECTION] = projection
-        config["architectures"] = ["CLIPTextModelWithProjection"]
-    return config, TRANSFORMERS_WEIGHTS, named
+    if not projected:
+        tensors.pop(PROJECTION, None)
+    elif PROJECTION not in tensors:
+        tensors[PROJECTION] = torch.eye(encoder.config.width)
+    config = clip_config_to_transformers(encoder.config, tokenizer, projected=projected)
+    return config, TRANSFORMERS_WEIGHTS, CLIP_TEXT_TO_HUB(tensors)
 
 
 def _scheduler(spec: DenoiserSpec, network: Network) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from darkroom.checkpoint.diffusers_folder import (
     folder_parts,
     load_diffusers,
     load_diffusers_autoencoder,
+    role_of,
 )
+from darkroom.checkpoint.io import read_metadata
 from darkroom.checkpoint.model import (
     AUTOENCODER,
     DENOISER,
@@ -56,6 +58,7 @@ TOKENIZERS: dict[str, Kind] = {
 
 # The roles of the text encoders of a conditioning, in their order.
 ROLES: dict[str, tuple[str, ...]] = {
+    "text": ("clip_l", "ldm_text"),
     "xl": ("clip_l", "clip_g"),
     "sd3": ("clip_l", "clip_g", "t5"),
     "flux": ("clip_l", "t5"),
@@ -84,12 +87,12 @@ def load_any(
     folder = model_folder(path)
     if (folder / INDEX).is_file():
         model = load_diffusers(folder, places, dtype, family)
-    elif any(folder.glob(f"{DENOISER}*")) and family is None:
-        model = load_model(folder, dtype=dtype)
+    elif not any(folder.glob(f"{DENOISER}*")):
+        raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
     elif family is not None:
         raise InputError(f"{folder}: says itself what it is: leave family out")
     else:
-        raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
+        model = load_model(folder, dtype=dtype)
     for part in others:
         model = _with_parts(model, part, places, dtype)
     check_fit(model, folder)
@@ -103,13 +106,12 @@ def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch
     there is none.
     """
     path = Path(name_or_path).expanduser()
-    if str(name_or_path) in bundled() or (path.is_dir() and any(path.glob(f"{AUTOENCODER}*"))):
+    own = path.is_dir() and any(path.glob(f"{AUTOENCODER}*"))
+    if str(name_or_path) in bundled() or own or not path.exists():
         return load_model_autoencoder(model_folder(path), dtype=dtype)
     for part in AUTOENCODERS:
         if (path / part / CONFIG).is_file():
             return load_diffusers_autoencoder(path / part, dtype)
-    if not path.exists():
-        return load_model_autoencoder(model_folder(path), dtype=dtype)
     return _read_autoencoder(path, dtype)
 
 
@@ -120,16 +122,20 @@ def _with_parts(model: Model, path: Path, places: Sequence[Path], dtype: torch.d
     parts = _read_parts(path, dtype)
     if parts.autoencoder is not None:
         model = _with_autoencoder(model, _autoencoder(parts.autoencoder, model.spec.latent_space, path))
+    _check_known(path, parts)
     roles = ROLES.get(model.spec.conditioning.kind, ())
-    # Only those of SDXL's refiner begin with the second.
-    roles = roles[1:] if roles[:2] == ("clip_l", "clip_g") and len(model.texts) == 1 else roles
+    if len(model.texts) == 1:  # SD 1's is the first, that of SDXL's refiner the last
+        roles = tuple(role for role in roles if role == role_of(model.texts[0].encoder.config))
     taken = [role for role in parts.texts if role in roles[: len(model.texts) + 1]]
     if parts.autoencoder is None and not taken:
         raise InputError(f"{path}: holds {_contents(parts)}, which this model has no place for")
     texts = list(model.texts)
     for role in taken:
         place = roles.index(role)
-        tokenizer = texts[place].tokenizer if place < len(texts) else find_tokenizer(TOKENIZERS[role], places)
+        has = place < len(texts)
+        tokenizer = (
+            texts[place].tokenizer if has else find_tokenizer(TOKENIZERS[role], [*places, path.parent])
+        )
         texts[place : place + 1] = [TextPart(_encoder(role, parts.texts[role], path), tokenizer)]
     return replace(model, texts=tuple(texts))
 
@@ -147,7 +153,7 @@ def _encoder(role: str, part: Part, where: Path) -> TextEncoder:
 def _read_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
     if path.is_dir() and (path / CONFIG).is_file():
         return load_diffusers_autoencoder(path, dtype)
-    if path.is_dir() or path.name.startswith(AUTOENCODER.removesuffix(".safetensors")):
+    if path.is_dir() or "latent_space" in read_metadata(path):
         return load_autoencoder(path, dtype=dtype)
     parts = read_checkpoint(path, dtype)
     part = parts.autoencoder
@@ -190,10 +196,14 @@ def _load_file(
 
 def _check_taken(where: Path, parts: Parts, family: Family, *, first: bool) -> None:
     """Raise InputError for a file with tensors that no network here has, or with nothing that is wanted."""
-    if parts.unknown:
-        raise InputError(f"{where}: holds tensors that no part of it has: {some(parts.unknown)}")
+    _check_known(where, parts)
     if not first and parts.autoencoder is None and not parts.texts.keys() & family.texts.keys():
         raise InputError(f"{where}: holds {_contents(parts)}, which {family.title} has no place for")
+
+
+def _check_known(where: Path, parts: Parts) -> None:
+    if parts.unknown:
+        raise InputError(f"{where}: holds tensors that no part of it has: {some(parts.unknown)}")
 
 
 def _autoencoder(part: Part | None, space: LatentSpace, where: Path) -> Autoencoder:
@@ -247,9 +257,7 @@ def _spec(family: Family, name: str, parts: Parts, *, given: bool) -> DenoiserSp
         space = spec.latent_space
         spec = replace(spec, latent_space=scaled(space.channels, space.stride, parts.scale_factor))
     if any(marker.startswith("edm_vpred") for marker in parts.markers):
-        raise InputError(
-            "v-prediction on an EDM path, which this file's edm_vpred tensors mean, is not done yet"
-        )
+        raise InputError("edm_vpred checkpoints are not supported: give one that predicts eps, v or edm")
     if "v_pred" in parts.markers:
         path = replace(spec.path, zero_terminal_snr="ztsnr" in parts.markers)
         spec = replace(spec, prediction="v", path=path)

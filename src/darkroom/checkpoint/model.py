@@ -213,7 +213,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Model:
     model = Model(
         autoencoder=load_autoencoder(folder, dtype=dtype),
         denoiser=denoiser,
-        texts=load_texts(folder, spec.conditioning.parts[0], dtype=dtype),
+        texts=load_texts(folder, spec.conditioning.encoders[0], dtype=dtype),
         spec=spec,
     )
     check_fit(model, folder)
@@ -225,7 +225,7 @@ def check_fit(model: Model, where: object) -> None:
     """Raise InputError, which starts with `where` and names both sides, if one part does not fit another."""
     space, network, conditioning = model.spec.latent_space, model.network.config, model.spec.conditioning
     ours, beside = model.autoencoder.config, beside_channels(model.spec.beside, space)
-    least, most = conditioning.parts
+    least, most = conditioning.encoders
     if not least <= len(model.texts) <= most:
         count = str(least) if least == most else f"{least} to {most}"
         found = f"it has {len(model.texts)} text encoders"

@@ -120,7 +120,7 @@ ROWS = (
     _unet_row("ldm-text2img256", NARROW, 3, 640),
     _unet_row("ldm-text2img-large", EIGHT, 4, 1280),  # the 1.45B one
     _unet_row("ldm-unconditional", NARROW, 3, None),
-    _unet_row("ldm-churches256", EIGHT, 4, None),  # churches
+    _unet_row("ldm-churches256", EIGHT, 4, None),
     _unet_row("ldm-super-resolution", NARROW, 6, None),
     _unet_row("ldm-inpainting", EIGHT, 7, None),
     Row("sd3-medium", "mmdit", {"norm": False, "dual": False}),

@@ -65,7 +65,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Told:
     """What a condition may say of the picture to draw, beside its prompt.
 
     `negative` marks the condition that guidance leads away from, `guidance_scale` is for networks that are
@@ -90,20 +90,20 @@ class Picture:
 
 
 class Conditioner(Protocol):
-    """What all conditionings do; `parts` is how many text encoders one needs, at least and at most.
+    """What all conditionings do; `encoders` is how many of them one needs, at least and at most.
 
     With emphasis, the ids of all parts are followed by the weights of their tokens, float32 of the same
     shapes.
     """
 
-    parts: ClassVar[Size]
+    encoders: ClassVar[tuple[int, int]]
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
         """Ids of prompts for each part, on the host."""
         ...
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """The condition of ids on the encoders' device; `blank` (B,) is True where there is no prompt at all,
         whose ids are those of the empty one.
@@ -127,7 +127,7 @@ class TextConditioning:
     before in SD 2.
     """
 
-    parts: ClassVar[Size] = (1, 1)
+    encoders: ClassVar[tuple[int, int]] = (1, 1)
     kind: Literal["text"] = "text"
     layer: int = -1
     emphasis: Emphasis = "none"
@@ -137,7 +137,7 @@ class TextConditioning:
         return _encoded(parts, prompts, self.emphasis)
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """The states (B, L, D)."""
         ids, weights = _split(parts, ids)
@@ -167,7 +167,7 @@ class XLConditioning:
     `zero_blank` says that no prompt is zeros, not the states of the empty one, as in Stability's sampling.
     """
 
-    parts: ClassVar[Size] = (1, 2)
+    encoders: ClassVar[tuple[int, int]] = (1, 2)
     kind: Literal["xl"] = "xl"
     aesthetic: bool = False
     zero_blank: bool = True
@@ -178,7 +178,7 @@ class XLConditioning:
         return _encoded(parts, prompts, self.emphasis)
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, 77, 2048), and the pooled vector (B, 2816)."""
         read = [
@@ -211,11 +211,11 @@ class SD3Conditioning:
     as many more as the longest prompt has. The pooled vector is that of both CLIPs.
     """
 
-    parts: ClassVar[Size] = (2, 3)
+    encoders: ClassVar[tuple[int, int]] = (2, 3)
     kind: Literal["sd3"] = "sd3"
     t5_length: int = 256
     t5_grows: bool = False
-    context_width: int = 4096
+    context_dim: int = 4096
     emphasis: Emphasis = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
@@ -223,23 +223,23 @@ class SD3Conditioning:
         return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
-        """Context (B, 77 + t5_length, context_width), and the pooled vector (B, 2048)."""
+        """Context (B, 77 + t5_length, context_dim), and the pooled vector (B, 2048)."""
         ids, weights = _split(parts, ids)
         # A1111 restores one mean of both CLIPs, and leaves T5 as it is.
         both, pooled = _read(_penultimate, parts[:2], ids[:2], weights[0], self.emphasis)
-        clip = F.pad(both, (0, self.context_width - both.shape[-1]))
+        clip = F.pad(both, (0, self.context_dim - both.shape[-1]))
         if len(parts) > 2:
             t5_weights = weights[2] if self.emphasis == "comfy" else None
             t5 = _read(_output, parts[2:], ids[2:], t5_weights, self.emphasis)[0].to(clip.dtype)
         else:
-            t5 = clip.new_zeros(len(clip), self.t5_length, self.context_width)
+            t5 = clip.new_zeros(len(clip), self.t5_length, self.context_dim)
         return Condition(torch.cat([clip, t5], dim=1), Extra(pooled=pooled))
 
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """T5's if it is there, else what is filled up to; both CLIPs' pooled together."""
-        context = parts[2].encoder.config.width if len(parts) > 2 else self.context_width
+        context = parts[2].encoder.config.width if len(parts) > 2 else self.context_dim
         return context, sum(_pooled_width(part) for part in parts[:2])
 
     def room(self, part: TextPart) -> int:
@@ -254,7 +254,7 @@ class FluxConditioning:
     `distilled` networks are told the guidance scale, which then costs no second call.
     """
 
-    parts: ClassVar[Size] = (2, 2)
+    encoders: ClassVar[tuple[int, int]] = (2, 2)
     kind: Literal["flux"] = "flux"
     t5_length: int = 512
     t5_grows: bool = False
@@ -266,7 +266,7 @@ class FluxConditioning:
         return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, t5_length, 4096), the pooled vector (B, 768), and the guidance scale (B,)."""
         ids, weights = _split(parts, ids)
@@ -293,7 +293,7 @@ class ClassConditioning:
     models do.
     """
 
-    parts: ClassVar[Size] = (0, 1)
+    encoders: ClassVar[tuple[int, int]] = (0, 1)
     kind: Literal["class"] = "class"
     classes: int = 1000
 
@@ -302,7 +302,7 @@ class ClassConditioning:
         return (torch.tensor([self._label(prompt) for prompt in prompts]),)
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """The labels themselves, or a context (B, 1, D)."""
         if parts:
@@ -333,7 +333,7 @@ class ClassConditioning:
 class NoConditioning:
     """Pictures of one kind, without prompts."""
 
-    parts: ClassVar[Size] = (0, 0)
+    encoders: ClassVar[tuple[int, int]] = (0, 0)
     kind: Literal["none"] = "none"
 
     def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
@@ -343,7 +343,7 @@ class NoConditioning:
         return ()
 
     def condition(
-        self, parts: Sequence[TextPart], ids: Ids, picture: Picture, blank: Tensor | None = None
+        self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """Nothing."""
         return Condition(None)

@@ -32,10 +32,10 @@ from darkroom.text.clip import CLIPTextConfig
 from darkroom.text.conditioning import (
     Conditioning,
     FluxConditioning,
-    Picture,
     SD3Conditioning,
     TextConditioning,
     TextPart,
+    Told,
 )
 from darkroom.text.t5 import T5Config
 from darkroom.text.t5_tokenizer import train_unigram
@@ -134,10 +134,10 @@ class DenoiserTask:
         weight = self.denoiser.loss_weight(sigma, objective.weight)
         return (weight * error).mean(), {"plain_loss": error.detach().mean()}
 
-    def picture(self, x0: Tensor) -> Picture:
+    def picture(self, x0: Tensor) -> Told:
         """What the conditions say of the pictures that these latents (B, C, h, w) are of."""
         stride = self.model.spec.latent_space.stride
-        return Picture(height=x0.shape[2] * stride, width=x0.shape[3] * stride)
+        return Told(height=x0.shape[2] * stride, width=x0.shape[3] * stride)
 
     def after_step(self, step: int) -> None:
         """Nothing to do between steps."""
