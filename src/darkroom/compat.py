@@ -1,6 +1,6 @@
 """What other programs do differently with the same weights, so that their pictures can be drawn here.
 
-Each row of `COMPAT` is one program; what a field is None or "ours" in is done as everywhere here.
+Each row of `COMPAT` is one program; the fields' defaults are how it is done here.
 """
 
 import math

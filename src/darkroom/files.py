@@ -1,9 +1,11 @@
-"""Writing files so that a crash or a full disk never leaves a half one under the final name."""
+"""Files whole or not at all: written so that a crash leaves no half one, read with errors that name them."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -27,6 +29,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise DarkroomError(f"{path}: could not be written: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A text file; raises InputError naming it if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises InputError naming the file if it cannot be read or holds something else."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
 
 
 def require_parent(path: Path, *, mkdir: bool) -> None:

@@ -97,8 +97,7 @@ def distilled(model: Model) -> bool:
 
 def latent_shape(request: Request, model: Model) -> tuple[int, int, int]:
     """Channels, height and width of a picture's latents."""
-    space = model.spec.latent_space
-    return space.channels, request.height // space.stride, request.width // space.stride
+    return model.spec.latent_space.shape(request.height, request.width)
 
 
 def guided_by(request: Request, model: Model) -> float:

@@ -1,6 +1,5 @@
 """A model folder in the layout of diffusers as a `Model`."""
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,7 @@ from darkroom.checkpoint.single_file import Part, Parts
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES
+from darkroom.files import read_json
 from darkroom.inputs import Beside
 from darkroom.nn.dit import DiTConfig
 from darkroom.nn.flux import FluxConfig
@@ -162,19 +162,6 @@ def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
     config = read_config(folder / CONFIG, text_config_from_transformers)
     part = Part(config=config, tensors=_text_tensors(config, tensors))
     return Parts(family="text-encoder", texts={role_of(config): part})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder; InputError naming the file if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
 
 
 def read_config(file: Path, read: Callable[[Mapping[str, Any]], T]) -> T:

@@ -197,7 +197,8 @@ def _conv(conv: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _sample_size(spec: DenoiserSpec) -> list[int]:
-    return [spec.defaults.height // spec.latent_space.stride, spec.defaults.width // spec.latent_space.stride]
+    _, rows, columns = spec.latent_space.shape(spec.defaults.height, spec.defaults.width)
+    return [rows, columns]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from darkroom.checkpoint.build import (
     build_text_encoder,
 )
 from darkroom.checkpoint.io import count_elements, tensor_files
-from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, DenoiserSpec, numbered, read_spec
+from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, numbered, read_spec
 from darkroom.families import FAMILIES, Family
 from darkroom.family_parts import TINY_AUTOENCODERS
 from darkroom.presets import CARDS, bundled
@@ -49,16 +49,10 @@ def summarise(folder: Path) -> Summary:
     parts = [folder / AUTOENCODER, folder / DENOISER, *texts]
     autoencoder, denoiser, *encoders = (count_elements(part) for part in parts)
     size = sum(file.stat().st_size for part in parts for file in tensor_files(part))
-    shape = latent_shape(spec, spec.defaults.width, spec.defaults.height)
+    shape = spec.latent_space.shape(spec.defaults.height, spec.defaults.width)
     return Summary(
         spec.defaults.width, spec.defaults.height, shape, autoencoder, denoiser, sum(encoders), size
     )
-
-
-def latent_shape(spec: DenoiserSpec, width: int, height: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of a picture of this size."""
-    space = spec.latent_space
-    return space.channels, height // space.stride, width // space.stride
 
 
 def bundled_rows() -> Iterator[tuple[str, ...]]:
@@ -102,8 +96,8 @@ def family_rows() -> Iterator[tuple[str, ...]]:
             name,
             family.title,
             str(family.year),
-            _shape(latent_shape(spec, COMMON_SIZE, COMMON_SIZE)),
-            f"{_shape(latent_shape(spec, width, height))} ({width})",
+            _shape(spec.latent_space.shape(COMMON_SIZE, COMMON_SIZE)),
+            f"{_shape(spec.latent_space.shape(height, width))} ({width})",
             f"{family.network.kind} {_count(parameters(family.network))}",
             _count(parameters(family.autoencoder)),
             _texts(family),

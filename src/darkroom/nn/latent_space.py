@@ -20,6 +20,10 @@ class LatentSpace:
         """The space of raw latents."""
         return cls(channels=channels, stride=stride, mean=(0.0,) * channels, std=(1.0,) * channels)
 
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture of this size."""
+        return self.channels, height // self.stride, width // self.stride
+
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) to zero mean and unit variance per channel."""
         mean, std = self._stats(raw)

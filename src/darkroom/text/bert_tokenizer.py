@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from darkroom.errors import InputError
+from darkroom.files import read_text
 from darkroom.text.tokenizer import padded_rows
 from darkroom.text.tokenizer_files import (
     SETTINGS,
@@ -17,7 +18,6 @@ from darkroom.text.tokenizer_files import (
     file_of,
     length_in,
     read_settings,
-    read_text,
     read_whole,
     write_files,
 )

@@ -16,14 +16,13 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from darkroom.errors import InputError
+from darkroom.files import read_json, read_text
 from darkroom.text.tokenizer_files import (
     MARKS,
     SETTINGS,
     WHOLE,
     length_in,
-    read_json,
     read_settings,
-    read_text,
     read_whole,
     write_files,
 )

@@ -1,12 +1,11 @@
 """The files of a tokenizer: JSON, settings, special tokens; read and written alike for CLIP, T5 and BERT."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from darkroom.errors import InputError
-from darkroom.files import atomic_write
+from darkroom.files import atomic_write, read_json
 
 WHOLE = "tokenizer.json"
 SETTINGS, MARKS = "tokenizer_config.json", "special_tokens_map.json"
@@ -63,25 +62,6 @@ def length_in(settings: Mapping[str, Any], default: int) -> int:
 def _content(token: Any) -> Any:
     """The text of a special token, which files write bare or with how it is matched."""
     return token["content"] if isinstance(token, Mapping) and "content" in token else token
-
-
-def read_text(path: Path) -> str:
-    """A text file; raises InputError naming it if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises InputError naming the file if it cannot be read or holds something else."""
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
 
 
 def write_files(folder: Path, contents: Mapping[str, str]) -> None:
