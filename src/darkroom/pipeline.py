@@ -359,22 +359,25 @@ class Pipeline:
             "Size": f"{request.width}x{request.height}",
         }
         values |= {"Model": self.name} if self.name else {}
-        values |= _beyond_the_prompt(request)
+        values |= _beyond_the_prompt(request, self.model)
         return Parameters(request.prompts[k], request.negative_prompt, values)
 
 
-def _beyond_the_prompt(request: Request) -> dict[str, str]:
+def _beyond_the_prompt(request: Request, model: Model) -> dict[str, str]:
     """What else a picture was made with, where it is not as ever; pictures themselves are only named."""
     pictures, refiner = request.pictures, request.refiner
+    precision = str(_dtype(model.network)).removeprefix("torch.")
     seen = [name for name in ("image", "mask", "control") if getattr(pictures, name) is not None]
     seen += [] if request.image_prompt is None else ["image prompt"]
     rows = (
-        ("Denoising strength", f"{request.strength:g}", pictures.image is not None),
+        ("Denoising strength", f"{request.strength:g}", starting_image(request, model) is not None),
         ("Inputs", " and ".join(seen), bool(seen)),
         ("Noise level", str(pictures.noise_level), pictures.noise_level != Pictures().noise_level),
         ("True CFG scale", f"{request.true_guidance_scale:g}", request.true_guidance_scale != 1),
         ("Sizes", to_json(request.sizes), request.sizes != Sizes()),
         ("Compat", request.compat.name, request.compat.name != "darkroom"),
+        ("Latents", "given", request.latents is not None),
+        ("Precision", precision, precision != "float32"),
         ("Refiner", refiner.name if refiner else "", refiner is not None),
         ("Refiner switch at", f"{request.refiner_start:g}", refiner is not None),
     )
