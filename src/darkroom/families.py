@@ -382,9 +382,6 @@ FAMILIES: dict[str, Family] = {
         spec=replace(_drawing(FLUX_SPEC, guidance_scale=2.5), beside="reference"),
         note="names and shapes of dev: say the family with a single file",
     ),
-}
-
-FAMILIES |= {
     "ldm-churches256": replace(
         LDM,
         title="LDM LSUN churches 256",

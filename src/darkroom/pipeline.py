@@ -39,7 +39,7 @@ from darkroom.request import (
 )
 from darkroom.request_checks import check
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Conditioning, Ids, Sizes, Told, count_tokens
+from darkroom.text.conditioning import Conditioning, Ids, Sizes, Told, count_tokens, room
 
 # Gives the conditions of a batch with its prompts and, where something guides, without.
 Reader = Callable[[range], tuple[Condition, Condition | None]]
@@ -101,8 +101,7 @@ def load(
     for name, network in networks.items():
         network.requires_grad_(False).to(device)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if dtype == torch.float16:
-            guard_half(network, name)
+        guard_half(network, name)
     return Pipeline(model, name=Path(name_or_path).expanduser().resolve().name)
 
 
@@ -154,10 +153,10 @@ class Pipeline:
         request = self.request(prompt, **options)
         made, images = [], []
         pipes = [self] if request.refiner is None else [self, request.refiner]
-        readers = [pipe.reader(request) for pipe in pipes]
+        runs = [(pipe, pipe.reader(request)) for pipe in pipes]
         with torch.no_grad():
             for number, batch in enumerate(request.batches()):
-                made.append(self._draw(request, batch, number, readers, on_step))
+                made.append(self._draw(request, batch, number, runs, on_step))
                 if output == "image":
                     images += to_pil(self.decode(made[-1]))
         return Result(
@@ -292,7 +291,7 @@ class Pipeline:
         request: Request,
         batch: range,
         number: int,
-        readers: Sequence[Reader],
+        runs: Sequence[tuple["Pipeline", Reader]],
         on_step: Callable[[Progress], None] | None,
     ) -> Tensor:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
@@ -301,9 +300,8 @@ class Pipeline:
         levels = stages(request, self.model)
         total = sum(len(part) - 1 for part in levels)
         done = number * total
-        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0], readers[0])
-        pipes = [self] if request.refiner is None else [self, request.refiner]
-        for pipe, part, reader in zip(pipes, levels, readers, strict=True):
+        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0], runs[0][1])
+        for (pipe, reader), part in zip(runs, levels, strict=True):
             if pipe is not self:
                 cond, uncond = reader(batch)
             for step in pipe.denoise(x, cond, uncond, request, part, noise):
@@ -340,13 +338,13 @@ class Pipeline:
         for number, part in enumerate(self.model.texts, start=1):
             if part.tokenizer is None:
                 continue
-            room = conditioning.room(part)
+            reads = room(conditioning, part)
             which = f"text encoder {number}" if len(self.model.texts) > 1 else "this model"
             for prompt in dict.fromkeys(prompts):
                 count = count_tokens(conditioning, part, prompt)
-                if count > room:
+                if count > reads:
                     start = prompt if len(prompt) < 40 else prompt[:37] + "..."
-                    cut = f"{which} reads {room}, so the last {count - room} are cut"
+                    cut = f"{which} reads {reads}, so the last {count - reads} are cut"
                     warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=4)
 
     def _parameters(self, request: Request, k: int) -> Parameters:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from darkroom.checkpoint.layouts import (
     t5_from_published,
 )
 from darkroom.checkpoint.model import Defaults, Model, check_fit
-from darkroom.checkpoint.single_file import Part, Parts
+from darkroom.checkpoint.single_file import CLIP_ROLES, Part, Parts
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES
@@ -66,36 +66,30 @@ AUTOENCODERS = ("vae", "vqvae")
 WEIGHTS = ("diffusion_pytorch_model", "model")
 
 
-@dataclass(frozen=True)
-class PipelineKind:
-    """What a pipeline's class says: whose defaults it has, and what its network sees beside the latents."""
-
-    family: str
-    beside: Beside = "nothing"
-
-
-# Variants of one model have classes of their own in diffusers, whatever they are used for.
+# The family whose defaults a pipeline's class has: variants of one model have classes of their own there.
 PIPELINES = {
-    "StableDiffusionPipeline": PipelineKind("sd1"),
-    "StableDiffusionImg2ImgPipeline": PipelineKind("sd1"),
-    "StableDiffusionInpaintPipeline": PipelineKind("sd1", "inpaint"),
-    "StableDiffusionDepth2ImgPipeline": PipelineKind("sd2-depth", "depth"),
-    "StableDiffusionUpscalePipeline": PipelineKind("sd-x4-upscaler", "upscale"),
-    "StableDiffusionXLPipeline": PipelineKind("sdxl"),
-    "StableDiffusionXLImg2ImgPipeline": PipelineKind("sdxl-refiner"),
-    "StableDiffusionXLInpaintPipeline": PipelineKind("sdxl", "inpaint"),
-    "StableDiffusion3Pipeline": PipelineKind("sd3-medium"),
-    "StableDiffusion3Img2ImgPipeline": PipelineKind("sd3-medium"),
-    "FluxPipeline": PipelineKind("flux-dev"),
-    "FluxImg2ImgPipeline": PipelineKind("flux-dev"),
-    "FluxFillPipeline": PipelineKind("flux-fill", "fill"),
-    "FluxControlPipeline": PipelineKind("flux-control", "control"),
-    "FluxKontextPipeline": PipelineKind("flux-kontext", "reference"),
-    "DiTPipeline": PipelineKind("dit-xl-2-256"),
-    "LDMPipeline": PipelineKind("ldm-unconditional"),
-    "LDMTextToImagePipeline": PipelineKind("ldm-text2img-large"),
-    "LDMSuperResolutionPipeline": PipelineKind("ldm-super-resolution", "enlarge"),
+    "StableDiffusionPipeline": "sd1",
+    "StableDiffusionImg2ImgPipeline": "sd1",
+    "StableDiffusionInpaintPipeline": "sd1",
+    "StableDiffusionDepth2ImgPipeline": "sd2-depth",
+    "StableDiffusionUpscalePipeline": "sd-x4-upscaler",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3-medium",
+    "StableDiffusion3Img2ImgPipeline": "sd3-medium",
+    "FluxPipeline": "flux-dev",
+    "FluxImg2ImgPipeline": "flux-dev",
+    "FluxFillPipeline": "flux-fill",
+    "FluxControlPipeline": "flux-control",
+    "FluxKontextPipeline": "flux-kontext",
+    "DiTPipeline": "dit-xl-2-256",
+    "LDMPipeline": "ldm-unconditional",
+    "LDMTextToImagePipeline": "ldm-text2img-large",
+    "LDMSuperResolutionPipeline": "ldm-super-resolution",
 }
+# These also take networks of plain text to image.
+INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 TEXTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"), ("text_encoder_3", "tokenizer_3"))
 
 
@@ -112,16 +106,17 @@ def load_diffusers(
     InputError for a pipeline that is not known, and as `load_model` does.
     """
     index = read_json(folder / INDEX)
-    name = str(index.get("_class_name"))
-    if name not in PIPELINES:
-        raise unknown(f"pipeline in {folder / INDEX}", name, PIPELINES)
-    kind, there = PIPELINES[name], {part for part, value in index.items() if _present(value)}
-    network = _load_network(_needed(folder, there, "transformer", "unet"), dtype)
+    pipeline = str(index.get("_class_name"))
+    if pipeline not in PIPELINES:
+        raise unknown(f"pipeline in {folder / INDEX}", pipeline, PIPELINES)
+    there = {part for part, value in index.items() if _present(value)}
+    denoiser = _needed(folder, there, "transformer", "unet")
+    network = _load_network(denoiser, dtype)
     autoencoder = load_diffusers_autoencoder(_needed(folder, there, *AUTOENCODERS), dtype)
     prediction, path, sampler, schedule = read_config(
         _needed(folder, there, "scheduler") / "scheduler_config.json", scheduler_config_from_diffusers
     )
-    name = family or _family(kind, network, prediction)
+    name = family or _family(PIPELINES[pipeline], network, prediction)
     spec = FAMILIES[name].spec
     _warn_of_another_space(folder, FAMILIES[name].title, spec.latent_space, autoencoder.latent_space)
     spec = replace(
@@ -129,9 +124,9 @@ def load_diffusers(
         prediction=prediction,
         path=path,
         latent_space=autoencoder.latent_space,
-        defaults=_defaults(spec.defaults, folder, network, autoencoder, sampler, schedule),
+        defaults=_defaults(spec.defaults, denoiser, network, autoencoder, sampler, schedule),
         conditioning=_conditioning(spec.conditioning, index, network),
-        beside=_beside(kind.beside if spec.beside == "nothing" else spec.beside, network, autoencoder),
+        beside=_beside(pipeline, spec.beside, network, autoencoder),
     )
     texts = tuple(_load_texts(folder, there, places, dtype))
     model = Model(
@@ -235,7 +230,7 @@ def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: to
 def role_of(config: TextConfig) -> str:
     """Which of the families' text encoders one is: CLIP's differ in width."""
     if isinstance(config, CLIPTextConfig):
-        return {1024: "openclip_h", 1280: "clip_g"}.get(config.width, "clip_l")
+        return CLIP_ROLES.get(config.width, "clip_l")
     return "t5" if isinstance(config, T5Config) else "ldm_text"
 
 
@@ -256,18 +251,18 @@ def _text_tensors(
     return table.inverse()(tensors)
 
 
-def _family(kind: PipelineKind, network: Network, prediction: str) -> str:
+def _family(family: str, network: Network, prediction: str) -> str:
     """Whose defaults a folder has, where several families share a pipeline's class."""
     config = network.config
-    if kind.family == "sd1" and getattr(config, "context_dim", None) == FAMILIES["sd2"].network.context_dim:
+    if family == "sd1" and getattr(config, "context_dim", None) == FAMILIES["sd2"].network.context_dim:
         return "sd2" if prediction == "v" else "sd2-base"
-    if kind.family == "sdxl" and prediction == "edm":
+    if family == "sdxl" and prediction == "edm":
         return "playground-v2.5"
-    if kind.family == "flux-dev" and isinstance(config, FluxConfig) and not config.guidance:
+    if family == "flux-dev" and isinstance(config, FluxConfig) and not config.guidance:
         return "flux-schnell"
-    if kind.family == "sd3-medium" and isinstance(config, MMDiTConfig) and config.qk_norm:
+    if family == "sd3-medium" and isinstance(config, MMDiTConfig) and config.qk_norm:
         return "sd3.5-medium" if config.dual_layers else "sd3.5-large"
-    return kind.family
+    return family
 
 
 def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network) -> Conditioning:
@@ -289,8 +284,10 @@ def _conditioning(ours: Conditioning, index: Mapping[str, Any], network: Network
     return TextConditioning() if isinstance(ours, TextConditioning) else ours
 
 
-def _beside(beside: Beside, network: Network, autoencoder: Autoencoder) -> Beside:
-    """Inpainting pipelines also take networks of plain text to image."""
+def _beside(pipeline: str, beside: Beside, network: Network, autoencoder: Autoencoder) -> Beside:
+    """What a network is shown: as its family says, or else its pipeline, if it has channels for it."""
+    if beside == "nothing":
+        beside = "inpaint" if pipeline in INPAINTING else FAMILIES[PIPELINES[pipeline]].spec.beside
     extra = network.config.in_channels - autoencoder.config.latent_channels
     return beside if extra or beside == "reference" else "nothing"
 
@@ -310,10 +307,9 @@ def _warn_of_another_space(folder: Path, title: str, usual: LatentSpace, found: 
 
 
 def _defaults(
-    ours: Defaults, folder: Path, network: Network, autoencoder: Autoencoder, sampler: str, schedule: str
+    ours: Defaults, denoiser: Path, network: Network, autoencoder: Autoencoder, sampler: str, schedule: str
 ) -> Defaults:
-    part = "unet" if (folder / "unet").is_dir() else "transformer"
-    side = read_json(folder / part / CONFIG).get("sample_size")
+    side = read_json(denoiser / CONFIG).get("sample_size")
     if isinstance(network.config, FluxConfig):  # whose pipeline brings levels of its own to the scheduler
         return replace(ours, sampler=sampler, schedule="flow")
     if side is None:

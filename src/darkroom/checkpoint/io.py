@@ -78,7 +78,7 @@ def load_tensors(
                 raise InputError(f"{part}: does not hold the tensors that its index says it does")
             metadata |= file.metadata() or {}
             for name in sorted(found):
-                tensors[name] = _converted(file.get_tensor(name), device, dtype)
+                tensors[name] = cast(file.get_tensor(name), dtype, device)
     return tensors, metadata
 
 
@@ -126,7 +126,8 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _converted(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Tensor:
+    """The tensor on `device`, and in `dtype` if it is of floating-point numbers; None leaves it as it is."""
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
 

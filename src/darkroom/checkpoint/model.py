@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from darkroom.checkpoint.build import (
     Autoencoder,
@@ -26,7 +25,7 @@ from darkroom.checkpoint.build import (
     filled,
     speak,
 )
-from darkroom.checkpoint.io import load_tensors, read_metadata, save_tensors
+from darkroom.checkpoint.io import cast, load_tensors, read_metadata, save_tensors
 from darkroom.config import from_json, to_json
 from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath
@@ -286,7 +285,7 @@ def _save(
     dtype: torch.dtype | None,
     max_bytes: int | None,
 ) -> None:
-    tensors = {name: _cast(tensor, dtype) for name, tensor in module.state_dict().items()}
+    tensors = {name: cast(tensor, dtype) for name, tensor in module.state_dict().items()}
     metadata = {
         "format": "pt",
         "config": to_json(module.config),
@@ -298,10 +297,6 @@ def _save(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, metadata, max_bytes)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _file_in(path: Path, name: str) -> Path:

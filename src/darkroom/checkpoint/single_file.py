@@ -37,7 +37,7 @@ from darkroom.checkpoint.detect import (
     tiny_config,
     unet_config,
 )
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.io import cast, load_tensors
 from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,
@@ -426,8 +426,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _converted(part: Part[Config], dtype: torch.dtype) -> Part[Config]:
-    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in part.tensors.items()}
-    return replace(part, tensors=tensors)
+    return replace(part, tensors={name: cast(tensor, dtype) for name, tensor in part.tensors.items()})
 
 
 def _joined_halves(path: Path) -> Tensors:

@@ -114,10 +114,6 @@ class Conditioner(Protocol):
         """The widths of the context and of the pooled vector that the condition has."""
         ...
 
-    def room(self, part: TextPart) -> int:
-        """How many tokens of a prompt are read by a part, its marks not counted."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextConditioning:
@@ -146,10 +142,6 @@ class TextConditioning:
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """The encoder's, and none."""
         return parts[0].encoder.config.width, None
-
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for."""
-        return _room(part)
 
     def _states(self, parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, None]:
         encoder = parts[0].encoder
@@ -198,10 +190,6 @@ class XLConditioning:
         numbers = 5 if self.aesthetic else 6
         return sum(p.encoder.config.width for p in parts), _pooled_width(parts[-1]) + 256 * numbers
 
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for."""
-        return _room(part)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SD3Conditioning:
@@ -242,10 +230,6 @@ class SD3Conditioning:
         context = parts[2].encoder.config.width if len(parts) > 2 else self.context_dim
         return context, sum(_pooled_width(part) for part in parts[:2])
 
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for; as many as `t5_length` for T5, or any number if it grows."""
-        return _room(part, self.t5_length, self.t5_grows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FluxConditioning:
@@ -280,10 +264,6 @@ class FluxConditioning:
         """T5's, and CLIP's pooled."""
         return parts[1].encoder.config.width, _pooled_width(parts[0])
 
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for; as many as `t5_length` for T5, or any number if it grows."""
-        return _room(part, self.t5_length, self.t5_grows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassConditioning:
@@ -312,10 +292,6 @@ class ClassConditioning:
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """The class embedder's if there is one."""
         return (parts[0].encoder.config.width if parts else None), None
-
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for."""
-        return _room(part)
 
     def _label(self, prompt: str) -> int:
         text = prompt.strip()
@@ -352,10 +328,6 @@ class NoConditioning:
         """None."""
         return None, None
 
-    def room(self, part: TextPart) -> int:
-        """What the tokenizer has room for."""
-        return _room(part)
-
 
 Conditioning = (
     TextConditioning
@@ -365,6 +337,15 @@ Conditioning = (
     | ClassConditioning
     | NoConditioning
 )
+
+
+def room(conditioning: Conditioning, part: TextPart) -> int:
+    """How many tokens of a prompt are read by a part, its marks not counted: any number where T5 grows."""
+    assert part.tokenizer is not None
+    t5 = isinstance(part.tokenizer, T5Tokenizer)
+    if t5 and isinstance(conditioning, SD3Conditioning | FluxConditioning):
+        return sys.maxsize if conditioning.t5_grows else conditioning.t5_length - 1  # the end mark takes one
+    return part.tokenizer.context_length - (1 if t5 else 2)
 
 
 def count_tokens(conditioning: Conditioning, part: TextPart, prompt: str) -> int:
@@ -429,13 +410,6 @@ def _penultimate(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, Tensor]:
 def _output(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, None]:
     """What T5 gives."""
     return parts[0].encoder(ids[0]), None
-
-
-def _room(part: TextPart, t5_length: int = 0, grows: bool = False) -> int:
-    assert part.tokenizer is not None
-    if isinstance(part.tokenizer, T5Tokenizer):
-        return sys.maxsize if grows else t5_length - 1  # the end mark takes one
-    return part.tokenizer.context_length - 2
 
 
 def _pooled_width(part: TextPart) -> int:

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from darkroom.checkpoint.build import AutoencoderConfig
 from darkroom.checkpoint.configs.fields import Fields
 from darkroom.errors import InputError, unknown
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig, AutoencoderShape
 from darkroom.nn.autoencoder_tiny import BLOCKS, CLAMP, HALVINGS, AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
 from darkroom.nn.latent_space import LatentSpace
-
-AutoencoderConfig = AutoencoderKLConfig | AutoencoderVQConfig | AutoencoderTinyConfig
 
 SHAPE: dict[str, Any] = {
     "block_out_channels": (64,),
