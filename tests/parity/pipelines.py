@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from tests.networks import with_unit_gain
 from tests.tiny import CAPTIONS
+from torch import Tensor
 
 from darkroom.text.t5_tokenizer import train_unigram
 from darkroom.text.tokenizer import train_bpe
@@ -265,6 +267,11 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {
     "flux_dev": partial(flux, guided=True),
     "flux_schnell": partial(flux, guided=False),
 }
+
+
+def random_image(height: int, width: int, *, count: int = 1, seed: int = 2) -> Tensor:
+    """Images (count, 3, height, width) in −1..1."""
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def recorded(pipe: Any) -> list[Any]:

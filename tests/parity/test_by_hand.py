@@ -24,7 +24,7 @@ from darkroom.pipeline import Pipeline
 pytest.importorskip("diffusers")
 
 import diffusers
-from tests.parity.pipelines import dit
+from tests.parity.pipelines import dit, random_image
 
 __all__ = ["tokenizers"]  # a fixture
 
@@ -71,10 +71,6 @@ def unit_noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
-def random_image(height: int = 64, width: int = 48) -> Tensor:
-    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(2)) * 2 - 1
-
-
 def guided(network: Any, null: Any, labels: Any, scale: float = 3.0) -> Predict:
     def predict(x: Tensor, t: Tensor) -> Tensor:
         uncond, cond = network(torch.cat([x, x]), t, torch.cat([null, labels])).chunk(2)
@@ -110,7 +106,7 @@ def test_classes_of_2021(from_picture: bool, tokenizers: Path, tmp_path: Path) -
     noise, start, options = unit_noise(2, 3, 16, 12), 0, {"width": 48, "height": 64}
     x = noise
     if from_picture:
-        start, options = STEPS - int(STEPS * 0.6), {"image": random_image(), "strength": 0.6}
+        start, options = STEPS - int(STEPS * 0.6), {"image": random_image(64, 48), "strength": 0.6}
         LDM_DDIM.set_timesteps(STEPS)
         with torch.no_grad():
             latents = vq.encode(options["image"]).latents
@@ -161,7 +157,7 @@ def test_inpainting_of_2021() -> None:
         spec=spec,
     )
     check_fit(model, "small")
-    image, mask = random_image(), torch.zeros(1, 1, 64, 48)
+    image, mask = random_image(64, 48), torch.zeros(1, 1, 64, 48)
     mask[:, :, 8:37, 10:40] = 1
     masked = ((image + 1) / 2 * (1 - mask)) * 2 - 1
     with torch.no_grad():

@@ -12,20 +12,15 @@ from torch import Tensor
 
 import darkroom
 from darkroom.errors import InputError
-from darkroom.request import sigmas
 
 pytest.importorskip("diffusers")
 
 import diffusers
 import transformers
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from tests.parity.pipelines import WIDTH, clip, clip_tokenizer, flux, sd15, unet, vae
-from tests.parity.test_pipelines import HEIGHT, PROMPTS, STEPS, assert_same, draw_ours, draw_theirs
+from tests.parity.pipelines import WIDTH, clip, clip_tokenizer, flux, random_image, sd15, unet, vae
+from tests.parity.test_pipelines import HEIGHT, PROMPTS, STEPS, assert_drawn_alike
 from tests.parity.test_pipelines import WIDTH as PIXELS
-
-
-def random_image(height: int = HEIGHT, width: int = PIXELS, *, count: int = 1, seed: int = 2) -> Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def square_mask() -> Tensor:
@@ -42,18 +37,14 @@ def compare(
     folder = Path(mkdtemp()) / "model"
     pipe.save_pretrained(folder)
     mine = darkroom.load(folder, device="cpu")
-    ours = {"steps": STEPS} | ours
-    asked = prompts or [""]
-    levels = sigmas(mine.request(asked, **ours), mine.model)
-    theirs = {"num_inference_steps": STEPS} | theirs
-    made = draw_theirs(pipe, prompts, levels, mine.model.denoiser.path, **theirs)
-    assert_same(draw_ours(mine, asked, **ours), made, len(asked))
+    ours, theirs = {"steps": STEPS} | ours, {"num_inference_steps": STEPS} | theirs
+    assert_drawn_alike(mine, pipe, ours, theirs, asked=prompts or [""], prompts=prompts)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_inpainting_with_nine_channels(strength: float, tmp_path: Path) -> None:
     pipe = sd15(tmp_path, unet(WIDTH, in_channels=9), "StableDiffusionInpaintPipeline")
-    image, mask = random_image(), square_mask()
+    image, mask = random_image(HEIGHT, PIXELS), square_mask()
     given = {"guidance_scale": 3.0, "height": HEIGHT, "width": PIXELS, "strength": strength}
     compare(
         pipe,
@@ -70,7 +61,7 @@ def test_depth_beside_a_picture(tmp_path: Path) -> None:
         depth_estimator=None,
         feature_extractor=None,
     )
-    image, depth = random_image(), random_image(seed=3)[:, :1]
+    image, depth = random_image(HEIGHT, PIXELS), random_image(HEIGHT, PIXELS, seed=3)[:, :1]
     given = {"guidance_scale": 3.0, "strength": 0.6}
     compare(
         pipe,
@@ -201,7 +192,7 @@ def test_text_to_picture_of_2021(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_flux_fill(strength: float, tmp_path: Path) -> None:
     pipe = flux(tmp_path, guided=True, pipeline="FluxFillPipeline", in_channels=384)
-    image, mask = random_image(), square_mask()
+    image, mask = random_image(HEIGHT, PIXELS), square_mask()
     given = {"guidance_scale": 30.0, "height": HEIGHT, "width": PIXELS, "strength": strength}
     compare(
         pipe,
@@ -212,14 +203,16 @@ def test_flux_fill(strength: float, tmp_path: Path) -> None:
 
 def test_flux_control(tmp_path: Path) -> None:
     pipe = flux(tmp_path, guided=True, pipeline="FluxControlPipeline", in_channels=128)
-    edges = random_image(count=2)  # one each: diffusers encodes one for all as often, and draws as often
+    edges = random_image(
+        HEIGHT, PIXELS, count=2
+    )  # one each: diffusers encodes one for all as often, and draws as often
     given = {"guidance_scale": 10.0, "height": HEIGHT, "width": PIXELS}
     compare(pipe, given | {"control": edges}, given | {"control_image": edges})
 
 
 def test_flux_kontext(tmp_path: Path) -> None:
     pipe = flux(tmp_path, guided=True, pipeline="FluxKontextPipeline")
-    image = random_image()
+    image = random_image(HEIGHT, PIXELS)
     given = {"guidance_scale": 2.5, "height": HEIGHT, "width": PIXELS}
     size = {"max_area": HEIGHT * PIXELS, "_auto_resize": False}
     compare(pipe, given | {"image": image}, given | size | {"image": (image + 1) / 2})
@@ -230,7 +223,7 @@ def test_everything_that_is_shown_matters(tmp_path: Path) -> None:
     pipe = sd15(tmp_path / "a", unet(WIDTH, in_channels=9), "StableDiffusionInpaintPipeline")
     fill = flux(tmp_path / "b", guided=True, pipeline="FluxFillPipeline", in_channels=384)
     edit = flux(tmp_path / "c", guided=True, pipeline="FluxKontextPipeline")
-    image, other, mask = random_image(), random_image(seed=9), square_mask()
+    image, other, mask = random_image(HEIGHT, PIXELS), random_image(HEIGHT, PIXELS, seed=9), square_mask()
     for their_pipe, shown in (
         (pipe, {"image": image, "mask": mask}),
         (fill, {"image": image, "mask": mask}),
@@ -258,10 +251,8 @@ def test_flux_redux(tmp_path: Path) -> None:
         "pooled_prompt_embeds": pooled,
     }
     given = {"height": HEIGHT, "width": PIXELS, "guidance_scale": 3.0}
-    levels = sigmas(mine.request(PROMPTS, steps=STEPS, **given), mine.model)
-    path = mine.model.denoiser.path
-    made = draw_theirs(pipe, None, levels, path, num_inference_steps=STEPS, **given, **theirs)
-    assert_same(draw_ours(mine, PROMPTS, steps=STEPS, image_prompt=tokens, **given), made, 2)
+    ours = {"steps": STEPS, "image_prompt": tokens} | given
+    assert_drawn_alike(mine, pipe, ours, {"num_inference_steps": STEPS} | given | theirs, prompts=None)
     with pytest.raises(InputError, match=r"image_prompt must have shape \(1 or 1, N, 40\), not \(1, 9, 8\)"):
         mine("a rocket", image_prompt=tokens[:, :, :8])
 
@@ -274,7 +265,7 @@ def test_half_precision_takes_what_is_shown(kind: str, tmp_path: Path) -> None:
         "reference": lambda: flux(tmp_path, guided=True, pipeline="FluxKontextPipeline"),
     }[kind]()
     pipe.save_pretrained(tmp_path / "model")
-    shown = {"image": random_image()} | ({} if kind == "reference" else {"mask": square_mask()})
+    shown = {"image": random_image(HEIGHT, PIXELS)} | ({} if kind == "reference" else {"mask": square_mask()})
     a, b = (
         darkroom.load(tmp_path / "model", device="cpu", dtype=dtype)("a rocket", seed=1, steps=2, **shown)
         for dtype in (torch.float32, torch.bfloat16)

@@ -20,7 +20,7 @@ from darkroom.text.conditioning import Sizes
 pytest.importorskip("diffusers")
 
 import diffusers
-from tests.parity.pipelines import PIPELINES, dit, recorded, sdxl, sdxl_refiner
+from tests.parity.pipelines import PIPELINES, dit, random_image, recorded, sdxl, sdxl_refiner
 
 PROMPTS = ["red apple, 3d style", "a rocket"]
 HEIGHT, WIDTH, STEPS = 64, 48, 5
@@ -98,6 +98,21 @@ def assert_same(ours: Drawn, theirs: Drawn, count: int) -> None:
     assert np.abs(ours.images - theirs.images).max() <= 1 / 255
 
 
+def assert_drawn_alike(
+    mine: Pipeline,
+    pipe: Any,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    *,
+    asked: list[Any] = PROMPTS,
+    prompts: list[Any] | None = PROMPTS,
+) -> None:
+    """Hold every step and the pictures of ours, which is `asked`, against theirs, which gets `prompts`."""
+    levels = sigmas(mine.request(asked, **ours), mine.model)
+    made = draw_theirs(pipe, prompts, levels, mine.model.denoiser.path, **theirs)
+    assert_same(draw_ours(mine, asked, **ours), made, len(asked))
+
+
 def text_options(name: str, *, size: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is asked for, in our words and in theirs."""
     ours: dict[str, Any] = {"steps": STEPS, "guidance_scale": guidance(name)}
@@ -112,10 +127,7 @@ def text_options(name: str, *, size: bool = True) -> tuple[dict[str, Any], dict[
 @pytest.mark.parametrize("name", PIPELINES)
 def test_text_to_picture(name: str) -> None:
     pair, (ours, theirs) = saved(name), text_options(name)
-    pipe = pair.ours()
-    levels = sigmas(pipe.request("", **ours), pipe.model)
-    made = draw_theirs(pair.theirs, PROMPTS, levels, pipe.model.denoiser.path, **theirs)
-    assert_same(draw_ours(pipe, PROMPTS, **ours), made, 2)
+    assert_drawn_alike(pair.ours(), pair.theirs, ours, theirs)
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if not name.startswith("flux")])
@@ -123,10 +135,7 @@ def test_without_a_negative_prompt(name: str) -> None:
     pair, (ours, theirs) = saved(name), text_options(name)
     for options, key in ((ours, "negative_prompt"), (theirs, "negative_prompt")):
         options.pop(key, None)
-    pipe = pair.ours()
-    levels = sigmas(pipe.request("", **ours), pipe.model)
-    made = draw_theirs(pair.theirs, PROMPTS, levels, pipe.model.denoiser.path, **theirs)
-    assert_same(draw_ours(pipe, PROMPTS, **ours), made, 2)
+    assert_drawn_alike(pair.ours(), pair.theirs, ours, theirs)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -136,13 +145,9 @@ def test_picture_to_picture(name: str) -> None:
     parts = {k: v for k, v in pair.theirs.components.items() if k != "image_encoder" or "XL" not in kind}
     checker = {"requires_safety_checker": False} if kind == "StableDiffusionImg2ImgPipeline" else {}
     their_pipe = getattr(diffusers, kind)(**parts, **checker)
-    image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    pipe = pair.ours()
-    options = ours | {"image": image, "strength": 0.5}
-    levels = sigmas(pipe.request("", **options), pipe.model)
-    given = {"image": (image + 1) / 2, "strength": 0.5}
-    made = draw_theirs(their_pipe, PROMPTS, levels, pipe.model.denoiser.path, **theirs, **given)
-    assert_same(draw_ours(pipe, PROMPTS, **options), made, 2)
+    image = random_image(HEIGHT, WIDTH)
+    ours |= {"image": image, "strength": 0.5}
+    assert_drawn_alike(pair.ours(), their_pipe, ours, theirs | {"image": (image + 1) / 2, "strength": 0.5})
 
 
 def test_refiner_as_second_half() -> None:
@@ -167,36 +172,21 @@ def test_refiner_as_second_half() -> None:
 
 def test_refiner_over_a_picture() -> None:
     pair, (ours, theirs) = saved("sdxl_refiner"), text_options("sdxl", size=False)
-    image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    pipe, options = pair.ours(), ours | {"image": image, "strength": 0.5}
-    levels = sigmas(pipe.request("", **options), pipe.model)
-    given = {"image": (image + 1) / 2, "strength": 0.5}
-    made = draw_theirs(pair.theirs, PROMPTS, levels, pipe.model.denoiser.path, **theirs, **given)
-    assert_same(draw_ours(pipe, PROMPTS, **options), made, 2)
+    image = random_image(HEIGHT, WIDTH)
+    ours |= {"image": image, "strength": 0.5}
+    assert_drawn_alike(pair.ours(), pair.theirs, ours, theirs | {"image": (image + 1) / 2, "strength": 0.5})
 
 
 def test_classes_to_pictures() -> None:
-    pair, pipe = saved("dit"), saved("dit").ours()
-    options = {"steps": STEPS, "guidance_scale": 3.0}
-    levels = sigmas(pipe.request(0, **options), pipe.model)
-    made = draw_theirs(
-        pair.theirs,
-        None,
-        levels,
-        pipe.model.denoiser.path,
-        class_labels=[7, 3],
-        guidance_scale=3.0,
-        num_inference_steps=STEPS,
-    )
-    assert_same(draw_ours(pipe, [7, 3], **options), made, 2)
+    pair, options = saved("dit"), {"steps": STEPS, "guidance_scale": 3.0}
+    theirs = {"class_labels": [7, 3], "guidance_scale": 3.0, "num_inference_steps": STEPS}
+    assert_drawn_alike(pair.ours(), pair.theirs, options, theirs, asked=[7, 3], prompts=None)
 
 
 def test_sizes_are_told_alike() -> None:
     # One prompt: for several, diffusers mixes up the sizes with the prompt and without.
     pair, (ours, theirs) = saved("sdxl"), text_options("sdxl")
     theirs["negative_prompt"] = ["blue"]
-    pipe = pair.ours()
-    levels = sigmas(pipe.request("", **ours), pipe.model)
     told = {"original_size": (200, 100), "crops_coords_top_left": (8, 4), "target_size": (96, 80)}
     told |= {"negative_original_size": (50, 60), "negative_crops_coords_top_left": (1, 2)}
     told |= {"negative_target_size": (70, 90)}
@@ -208,8 +198,10 @@ def test_sizes_are_told_alike() -> None:
         negative_crop=(1, 2),
         negative_target=(70, 90),
     )
-    made = draw_theirs(pair.theirs, PROMPTS[:1], levels, pipe.model.denoiser.path, **theirs, **told)
-    assert_same(draw_ours(pipe, PROMPTS[:1], sizes=sizes, **ours), made, 2)
+    one = PROMPTS[:1]
+    assert_drawn_alike(
+        pair.ours(), pair.theirs, ours | {"sizes": sizes}, theirs | told, asked=one, prompts=one
+    )
 
 
 class FlippedPooled(Pipeline):
@@ -273,6 +265,4 @@ def test_another_sampler_of_the_folder_is_read() -> None:
     ours, theirs = text_options("sdxl")
     mine = darkroom.load(folder / "model", device="cpu")
     assert mine.model.spec.defaults.sampler == "euler_ancestral"
-    levels = sigmas(mine.request("", **ours), mine.model)
-    made = draw_theirs(pipe, PROMPTS, levels, mine.model.denoiser.path, **theirs)
-    assert_same(draw_ours(mine, PROMPTS, **ours), made, 2)
+    assert_drawn_alike(mine, pipe, ours, theirs)
