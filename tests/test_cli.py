@@ -170,7 +170,7 @@ def test_train_takes_overrides_as_dotted_names(tmp_path: Path) -> None:
     [
         (("generat", "x"), "unknown command 'generat': did you mean 'generate'"),
         (("generate", "x", "--model", "darkroom-mni"), "unknown model 'darkroom-mni'"),
-        (("generate", "x", "--model", "./nothing"), "no such model folder"),
+        (("generate", "x", "--model", "./nothing"), "no such file or folder"),
         (("generate", "x", "-o", "no/where.png"), "does not exist (--mkdir makes it)"),
         (("generate", "x", "-o", "x.jpg"), "must be a .png file"),
         (("generate", "x", "--size", "12y"), "--size must be N or WIDTHxHEIGHT"),

@@ -242,7 +242,7 @@ def test_bad_arguments_are_named(pipe: Pipeline, change: dict, message: str) -> 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown model 'darkroom-mni'"):
         darkroom.load("darkroom-mni")
-    with pytest.raises(InputError, match="no such model folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         darkroom.load(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="truncated, or not a safetensors file"):

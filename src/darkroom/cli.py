@@ -7,7 +7,7 @@ mistakes are answered at once.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from darkroom.checkpoint.find import autoencoder_path, list_models, search_folders
 from darkroom.cli_options import (
     BUNDLED,
     NOTHING_SEEN,
     MaybeFloat,
     MaybeInt,
+    MaybePath,
     MaybeText,
+    ModelDirs,
     ModelOptions,
     Seen,
     check_files,
-    check_models,
+    check_output,
+    print_table,
 )
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
@@ -47,7 +51,7 @@ def demo(
         seed: Picture k gets seed + k.
         mkdir: Make the output's folder if it does not exist.
     """
-    _check_output(output, ".png", mkdir=mkdir)
+    check_output(output, ".png", mkdir=mkdir)
     model_folder(model)
     from darkroom.images import grid, magnified, save_png
     from darkroom.pipeline import load
@@ -103,7 +107,7 @@ def generate(
         no_metadata: Leave the parameters out of the PNG.
         mkdir: Make the output's folder if it does not exist.
     """
-    _check_output(output, ".png", mkdir=mkdir)
+    check_output(output, ".png", mkdir=mkdir)
     width, height = _parse_size(size)
     chosen.check()
     seen.check()
@@ -171,12 +175,12 @@ def encode(
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
-    _check_output(output, ".safetensors", mkdir=mkdir)
+    check_output(output, ".safetensors", mkdir=mkdir)
     _check_images(images, size)
-    check_models([model])
+    path = autoencoder_path(model)
     from darkroom.codec import encode_files
 
-    for name, latents in encode_files(model, images, output, size).items():
+    for name, latents in encode_files(path, images, output, size).items():
         print(f"{name}: {'x'.join(map(str, latents.shape))}")
 
 
@@ -197,37 +201,65 @@ def reconstruct(
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
-    _check_output(output, ".png", mkdir=mkdir)
+    check_output(output, ".png", mkdir=mkdir)
     _check_images(images, size)
-    check_models([model])
+    path = autoencoder_path(model)
     from darkroom.codec import comparison, reconstruct_files
     from darkroom.images import save_png
 
-    reconstructions = reconstruct_files(model, images, size)
+    reconstructions = reconstruct_files(path, images, size)
     save_png(output, comparison(reconstructions))
     for path, made in zip(images, reconstructions, strict=True):
         print(f"{path}: {made.psnr:.2f} dB")
 
 
-def models() -> None:
-    """List the models that come with the package, and the families that can be loaded."""
+def models(*, model_dir: ModelDirs = ()) -> None:
+    """List the models that come with the package, the families that can be loaded, and those found.
+
+    Args:
+        model_dir: Folders to list the models of, such as ComfyUI's or A1111's, beside DARKROOM_MODELS.
+    """
+    folders = search_folders(model_dir)
     from darkroom.checkpoint.summary import bundled_rows, family_rows, tiny_rows
 
     print("With the package:\n")
-    _print_table(bundled_rows())
+    print_table(bundled_rows())
     print("\nFamilies that are read from your files:\n")
-    _print_table(family_rows())
+    print_table(family_rows())
     print("\nTiny autoencoders, as a part:\n")
-    _print_table(tiny_rows())
+    print_table(tiny_rows())
     print("\nFLUX.1 [pro] is closed: its weights were never published. flux-dev is what comes nearest.")
+    if found := list_models(folders):
+        print("\nFound by name:\n")
+        head = ("name", "kind", "layout", "path")
+        print_table([head, *((f.name, f.kind or "", f.layout or "", str(f.path)) for f in found)])
 
 
-def _print_table(rows: Iterable[Sequence[str]]) -> None:
-    """Rows of text in columns, the first row their names."""
-    table = list(rows)
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def fetch(
+    repo: Positional[str],
+    *,
+    revision: MaybeText = None,
+    file: tuple[str, ...] = (),
+    output: Annotated[MaybePath, arg(aliases=["-o"])] = None,
+    fp16: bool = False,
+) -> None:
+    """Download a model from the Hugging Face hub: the only command that goes online.
+
+    Args:
+        repo: A family such as sdxl, or org/name, org/name@revision, org/name/file.
+        revision: A branch, tag or commit; the commit is written down and printed.
+        file: Patterns of the files to fetch, such as "vae/*"; what darkroom reads if none is given.
+        output: A folder of your own instead of the hub's cache.
+        fp16: The weights in half precision, where there are several.
+    """
+    from darkroom.fetch import Plan, fetch
+    from darkroom.fetch_files import readable
+
+    def show(plan: Plan, missing: int) -> None:
+        print("\n".join(plan.lines()))
+        print(f"{readable(missing)} to download" if missing else "already here")
+
+    print(fetch(repo, revision=revision, files=file, fp16=fp16, out=output, on_plan=show))
 
 
 def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = False) -> None:
@@ -246,6 +278,14 @@ def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = Fa
 
     pipeline = export_diffusers(folder, output)
     print(f"{output}: open it with diffusers' {pipeline}.from_pretrained")
+
+
+def checkpoint() -> None:
+    """Inspect, convert, compare, merge and prune files of weights; see `darkroom checkpoint --help`."""
+
+
+def vae() -> None:
+    """Compare autoencoders; see `darkroom vae --help`."""
 
 
 def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
@@ -270,6 +310,9 @@ def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
         "reconstruct": reconstruct,
         "models": models,
         "export": export,
+        "fetch": fetch,
+        "checkpoint": checkpoint,
+        "vae": vae,
     }
 
 
@@ -282,17 +325,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            if args[:1] == ["checkpoint"]:
+                from darkroom.cli_checkpoint import COMMANDS
+
+                _run(COMMANDS, args[1:], "darkroom checkpoint", "Say what files of weights are; make others.")
+                return 0
+            if args[:1] == ["vae"]:
+                from darkroom.cli_vae import COMMANDS
+
+                _run(COMMANDS, args[1:], "darkroom vae", "Compare autoencoders.")
+                return 0
             args, overrides = split_overrides(args) if args[:1] == ["train"] else (args, {})
-            known = commands(overrides)
-            if args and not args[0].startswith("-") and args[0] not in known:
-                raise unknown("command", args[0], known)
-            tyro.extras.subcommand_cli_from_dict(
-                known,
-                prog="darkroom",
-                description="Train, run and inspect latent diffusion models.",
-                args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            _run(commands(overrides), args, "darkroom", "Train, run and inspect latent diffusion models.")
     except DarkroomError as error:
         print(f"darkroom: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -300,6 +344,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("darkroom: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(known: dict[str, Callable[..., None]], args: list[str], prog: str, description: str) -> None:
+    """Call the command that the first argument names; a mistake there names the nearest one."""
+    if args and not args[0].startswith("-") and args[0] not in known:
+        raise unknown("command", args[0], known)
+    tyro.extras.subcommand_cli_from_dict(
+        known, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+    )
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -334,15 +387,6 @@ def _bar(what: str) -> Iterator[Callable[["Progress"], None]]:
             bar.update(progress.done - bar.n)
 
         yield update
-
-
-def _check_output(path: Path, suffix: str, *, mkdir: bool) -> None:
-    """Raise InputError, before any work, for an output that could not be written in the end."""
-    if path.suffix.lower() != suffix:
-        raise InputError(f"{path}: the output must be a {suffix} file")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder")
-    require_parent(path, mkdir=mkdir)
 
 
 def _check_images(images: Sequence[Path], size: int | None) -> None:

@@ -3,15 +3,17 @@
 As in `cli.py`, what needs torch is imported when it is used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from darkroom.checkpoint.find import model_path, part_path, search_folders
 from darkroom.errors import InputError
-from darkroom.presets import DEFAULT_MODEL, model_folder
+from darkroom.files import require_parent
+from darkroom.presets import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
@@ -20,6 +22,7 @@ MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeText = Annotated[str | None, arg(metavar="STR")]
 MaybePath = Annotated[Path | None, arg(metavar="PATH")]
+ModelDirs = Annotated[tuple[Path, ...], arg(metavar="PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,11 @@ class ModelOptions:
     """Which model draws, and where."""
 
     model: str = DEFAULT_MODEL
-    """A bundled model, a model folder (darkroom's or diffusers'), or an original file."""
-    parts: tuple[Path, ...] = ()
-    """Further files with what the model lacks, such as an autoencoder or text encoders."""
+    """A bundled model, a model folder (darkroom's or diffusers'), an original file, or the name of one."""
+    model_dir: ModelDirs = ()
+    """Folders to search by name, such as ComfyUI's or A1111's; those of DARKROOM_MODELS are searched too."""
+    parts: tuple[str, ...] = ()
+    """Further files with what the model lacks, such as an autoencoder or text encoders, or their names."""
     tokenizers: MaybePath = None
     """Where to look first for tokenizers that no file holds."""
     family: MaybeText = None
@@ -43,8 +48,12 @@ class ModelOptions:
 
     def check(self) -> None:
         """Raise InputError for what is not there, before anything is loaded."""
-        check_files(self.parts)
-        check_models(name for name in (self.model, self.refiner) if name is not None)
+        folders = search_folders(self.model_dir)
+        for name in (self.model, self.refiner):
+            if name is not None:
+                model_path(name, folders)
+        for part in self.parts:
+            part_path(part, folders)
 
     def load(self) -> tuple["Pipeline", "Pipeline | None"]:
         """The model, and its refiner if there is one."""
@@ -54,6 +63,7 @@ class ModelOptions:
 
         dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
         both = {"tokenizers": self.tokenizers, "device": self.device, "dtype": dtype}
+        both["model_dirs"] = self.model_dir
         pipe = load(self.model, parts=self.parts, family=self.family, **both)
         return pipe, None if self.refiner is None else load(self.refiner, **both)
 
@@ -108,11 +118,21 @@ def check_files(paths: Iterable[Path]) -> None:
             raise InputError(f"{path}: no such file")
 
 
-def check_models(names: Iterable[str]) -> None:
-    """Raise InputError, before torch is imported, for a model that is not there."""
-    for name in names:
-        if not Path(name).is_file():
-            model_folder(name)
+def print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Rows of text in columns, the first row their names."""
+    table = list(rows)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def check_output(path: Path, suffix: str, *, mkdir: bool) -> None:
+    """Raise InputError, before any work, for an output that could not be written in the end."""
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path}: the output must be a {suffix} file")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder")
+    require_parent(path, mkdir=mkdir)
 
 
 BUNDLED, NOTHING_SEEN = ModelOptions(), Seen()

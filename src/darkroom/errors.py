@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+NAMES_SHOWN = 10
+
 
 class DarkroomError(Exception):
     """Something went wrong that is not a bug: a full disk, a run that diverged. Exit code 1."""
@@ -22,6 +24,13 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first ten of names in order, and how many more there are."""
+    ordered = sorted(names)
+    more = len(ordered) - NAMES_SHOWN
+    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def require_positive(kind: str, config: object, names: Iterable[str]) -> None:

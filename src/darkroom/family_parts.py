@@ -5,9 +5,11 @@ from dataclasses import replace
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQConfig
+from darkroom.nn.class_embedder import ClassEmbedderConfig
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.unet import UNetConfig
 from darkroom.text.clip import CLIPTextConfig
+from darkroom.text.ldm import LDMTextConfig
 from darkroom.text.t5 import T5Config
 
 
@@ -127,3 +129,44 @@ CIN_F8_UNET = replace(
     attention_depth=(1, 1, 1),
     num_heads=(8, 8, 8),
 )
+
+# Networks beside those that denoise, by the names under which they are recognised in files.
+KNOWN_PARTS: dict[
+    str,
+    AutoencoderKLConfig
+    | AutoencoderVQConfig
+    | AutoencoderTinyConfig
+    | CLIPTextConfig
+    | T5Config
+    | LDMTextConfig
+    | ClassEmbedderConfig,
+] = {
+    "KL f8 (SD 1, 2, XL)": KL_F8,
+    "KL f8, 16 channels (SD 3, FLUX.1)": KL_16,
+    "KL f4": replace(KL_F4, latent_channels=3),
+    "KL f4 (x4 upscaler)": KL_F4,
+    "KL f16": AutoencoderKLConfig(
+        latent_channels=16, channels=(128, 128, 256, 256, 512), attention_levels=(4,)
+    ),
+    "KL f32": AutoencoderKLConfig(
+        latent_channels=64, channels=(128, 128, 256, 256, 512, 512), attention_levels=(4, 5)
+    ),
+    "VQ f4": VQ_F4,
+    "VQ f4 without attention": AutoencoderVQConfig(mid_attention=False),
+    "VQ f8": VQ_F8,
+    "VQ f8, 256 codes": replace(VQ_F8, codes=256),
+    "VQ f16": AutoencoderVQConfig(
+        latent_channels=8, channels=(128, 128, 256, 256, 512), codes=16384, attention_levels=(4,)
+    ),
+    **{f"tiny, {families}": config for families, config in dict(TINY_AUTOENCODERS.values()).items()},
+    "clip_l": CLIP_L,
+    "clip_l with projection": replace(CLIP_L, projection_dim=768),
+    "openclip_h": OPENCLIP_H,
+    "openclip_h, 23 layers": replace(OPENCLIP_H, layers=23, projection_dim=None),
+    "clip_g": CLIP_G,
+    "clip_g without projection": replace(CLIP_G, projection_dim=None),
+    "t5": T5_XXL,
+    "ldm_text, 640 wide": LDMTextConfig(width=640),
+    "ldm_text, 1280 wide": LDMTextConfig(width=1280),
+    "class_embedder": ClassEmbedderConfig(num_classes=1001, width=512),
+}

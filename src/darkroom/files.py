@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise DarkroomError(f"{path}: could not be written: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when everything in it is written."""
+    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        draft.mkdir()
+        yield draft
+        os.replace(draft, out)
+    except OSError as error:
+        raise DarkroomError(f"{out}: could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from darkroom.checkpoint.find import model_path, part_path, search_folders
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model
 from darkroom.compat import NoiseSource, noise_source
@@ -76,15 +77,17 @@ def load(
     name_or_path: str | Path,
     *,
     parts: Sequence[str | Path] = (),
+    model_dirs: Sequence[str | Path] = (),
     tokenizers: str | Path | None = None,
     family: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> "Pipeline":
-    """Open a bundled model by its name, or a model folder or file by its path.
+    """Open a bundled model by its name, or a model folder or file by its path or name.
 
     Folders are darkroom's or diffusers', files those of the original releases. `parts` are further files or
     folders with what is not in the first one, such as an autoencoder or text encoders, and take precedence;
+    names are searched in `model_dirs`, in those of the variable DARKROOM_MODELS and in the hub's cache.
     `tokenizers` is where to look first for tokenizers that no file holds. `family` says what an original file
     or a folder of diffusers is where names and shapes leave it open, such as "flux-kontext" (`darkroom
     models` lists them). The networks go to `device` (an accelerator if there is one, else the CPU), in
@@ -95,14 +98,16 @@ def load(
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
     dtype = pick_dtype(device, dtype)
-    model = load_any(name_or_path, parts=parts, tokenizers=tokenizers, family=family, dtype=dtype)
+    folders = search_folders([Path(folder) for folder in model_dirs])
+    path, others = model_path(name_or_path, folders), [part_path(part, folders) for part in parts]
+    model = load_any(path, parts=others, tokenizers=tokenizers, family=family, dtype=dtype, device=device)
     networks = {"autoencoder": model.autoencoder, "denoiser": model.network}
     networks |= {f"text encoder {n}": part.encoder for n, part in enumerate(model.texts, start=1)}
     for name, network in networks.items():
-        network.requires_grad_(False).to(device)
+        network.requires_grad_(False)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         guard_half(network, name)
-    return Pipeline(model, name=Path(name_or_path).expanduser().resolve().name)
+    return Pipeline(model, name=path.resolve().name)
 
 
 def checked_device(name: str | torch.device) -> torch.device:

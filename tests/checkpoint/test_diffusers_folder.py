@@ -98,10 +98,19 @@ def test_a_missing_tokenizer_is_looked_for_and_named(
     assert load_any(folder, tokenizers=elsewhere).texts[0].tokenizer is not None
 
 
-def test_pickles_are_not_read(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_pickled_weights_are_read(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(saved, "sd15", tmp_path)
-    (folder / "vae" / WEIGHTS).rename(folder / "vae" / "diffusion_pytorch_model.bin")
-    with pytest.raises(InputError, match=r"diffusion_pytorch_model\.bin is a pickle, which is not read"):
+    tensors, _ = load_tensors(folder / "vae" / WEIGHTS)
+    (folder / "vae" / WEIGHTS).unlink()
+    torch.save(tensors, folder / "vae" / "diffusion_pytorch_model.bin")
+    ours, theirs = (load_any(path).autoencoder.state_dict() for path in (folder, saved["sd15"]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_part_without_weights_is_named(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(saved, "sd15", tmp_path)
+    (folder / "vae" / WEIGHTS).unlink()
+    with pytest.raises(InputError, match="vae: no weights here: expected diffusion_pytorch_model"):
         load_any(folder)
 
 

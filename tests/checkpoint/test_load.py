@@ -17,6 +17,7 @@ from torch import Tensor
 import darkroom
 from darkroom.checkpoint.build import build_autoencoder, build_network, build_text_encoder
 from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_config_to_transformers
+from darkroom.checkpoint.family_rows import ROWS
 from darkroom.checkpoint.io import save_tensors
 from darkroom.checkpoint.layouts import (
     CLIP_TEXT_TO_HUB,
@@ -26,7 +27,6 @@ from darkroom.checkpoint.layouts import (
 )
 from darkroom.checkpoint.load import load_any_autoencoder
 from darkroom.checkpoint.model import Model, check_fit
-from darkroom.checkpoint.single_file import ROWS
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError
 from darkroom.families import FAMILIES

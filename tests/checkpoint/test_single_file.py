@@ -1,5 +1,6 @@
 """Single files of the releases, by the names and shapes of the published ones."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from darkroom.checkpoint.layouts import (
     tiny_from_original,
     unet_to_original,
 )
+from darkroom.checkpoint.quantised import encode_fp8
 from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint, split_checkpoint
 from darkroom.errors import InputError
 from darkroom.families import FAMILIES
@@ -332,8 +334,9 @@ def test_loras_and_controlnets_are_no_models(shared: Path) -> None:
 NO_MODELS = {
     "ip_adapter.1.to_k_ip.weight": "makes prompts of pictures",
     "emb_params": "a textual inversion",
-    "model.diffusion_model.double_blocks.0.img_attn.qkv.scale_weight": "quantised weights",
-    "down_blocks.0.resnets.0.conv1.weight": "give the folder of the whole model",
+    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight.absmax": "quantised to 4 bits",
+    "down_blocks.0.resnets.0.norm1.weight": "give the folder with its config.json",
+    "conv_first.weight": "an upscaler",
     "cond_stage_model.channel_mapper.weight": "paints segmentations",
 }
 
@@ -450,10 +453,37 @@ def test_either_half_of_a_tiny_autoencoder_finds_the_other(given: str, tmp_path:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
-def test_pickles_are_to_be_converted(suffix: str, tmp_path: Path) -> None:
-    (tmp_path / f"sd{suffix}").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(InputError, match=rf"sd\{suffix}: a pickle.* convert it to safetensors"):
-        read_checkpoint(tmp_path / f"sd{suffix}")
+def test_pickles_are_read_and_nothing_in_them_is_run(suffix: str, tmp_path: Path) -> None:
+    networks, tensors = small_sd1()
+    saved = {"state_dict": tensors, "callbacks": Evil(tmp_path / "ran"), "global_step": 7}
+    torch.save(saved, tmp_path / f"sd{suffix}")
+    parts = read_checkpoint(tmp_path / f"sd{suffix}")
+    assert (parts.family, parts.unknown) == ("sd1", ())
+    assert same(parts.network, networks["network"]) and same(parts.autoencoder, networks["autoencoder"])
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """What would make a folder if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_scaled_float8_is_read_as_full_weights(tmp_path: Path) -> None:
+    networks, tensors = small_sd1()
+    scaled = encode_fp8(tensors, scaled=True)
+    assert any(name.endswith("scale_weight") for name in scaled)
+    save_tensors(tmp_path / "sd.safetensors", scaled, {})
+    parts = read_checkpoint(tmp_path / "sd.safetensors", torch.float32)
+    assert (parts.family, parts.unknown) == ("sd1", ()) and parts.network is not None
+    for name, tensor in networks["network"].state_dict().items():
+        found = parts.network.tensors[name]
+        assert found.dtype == torch.float32
+        assert (found - tensor).norm() <= 0.05 * tensor.norm()
 
 
 def test_files_that_are_not_there_or_cut_are_named(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""PSNR, SSIM and the Fréchet distance against their definitions in float64."""
+"""PSNR, SSIM, GMSD and the Fréchet distance against their definitions in float64."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from darkroom.evaluate.metrics import frechet_distance, psnr, ssim, to_uint8
+from darkroom.evaluate.metrics import frechet_distance, gmsd, psnr, ssim, to_uint8
 
 
 def noisy_pair(size: tuple[int, int] = (23, 17)) -> tuple[Tensor, Tensor]:
@@ -57,6 +57,58 @@ def test_ssim() -> None:
     expected = [np.mean([plain_ssim(p, q) for p, q in zip(x[k], y[k], strict=True)]) for k in range(2)]
     assert np.allclose(ssim(a, b).numpy(), expected, rtol=1e-9)
     assert torch.allclose(ssim(a, a), torch.ones(2).double())
+
+
+def gradient_magnitude(picture: np.ndarray) -> np.ndarray:
+    """Of a picture (3, H, W) of even sides, position by position."""
+    luma = 0.299 * picture[0] + 0.587 * picture[1] + 0.114 * picture[2]
+    half = np.zeros((luma.shape[0] // 2, luma.shape[1] // 2))
+    for i in range(half.shape[0]):
+        for j in range(half.shape[1]):
+            half[i, j] = luma[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].sum() / 4
+    padded, out = np.pad(half, 1), np.zeros_like(half)
+    for i in range(half.shape[0]):
+        for j in range(half.shape[1]):
+            window = padded[i : i + 3, j : j + 3]
+            across = (window[:, 0].sum() - window[:, 2].sum()) / 3
+            down = (window[0].sum() - window[2].sum()) / 3
+            out[i, j] = np.sqrt(across**2 + down**2)
+    return out
+
+
+def plain_gmsd(x: np.ndarray, y: np.ndarray) -> float:
+    """Xue et al. 2014, equations 3 to 6, for 8-bit values."""
+    a, b = gradient_magnitude(x), gradient_magnitude(y)
+    similarity = (2 * a * b + 170) / (a**2 + b**2 + 170)
+    return float(np.sqrt(((similarity - similarity.mean()) ** 2).sum() / similarity.size))
+
+
+def test_gmsd() -> None:
+    a, b = noisy_pair((24, 18))
+    x, y = a.numpy().astype(np.float64), b.numpy().astype(np.float64)
+    expected = [plain_gmsd(p, q) for p, q in zip(x, y, strict=True)]
+    assert np.allclose(gmsd(a, b).numpy(), expected, rtol=1e-9, atol=0)
+    assert torch.equal(gmsd(a, b), gmsd(b, a))
+    assert torch.equal(gmsd(a, a), torch.zeros(2).double())
+    assert torch.equal(gmsd(a[..., :23, :], b[..., :23, :]), gmsd(a[..., :22, :], b[..., :22, :]))
+
+
+def test_gmsd_by_hand() -> None:
+    """A 4×4 picture whose right half is 90 against black: two gradients, 30√5 and 30, each at half of it."""
+    black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    edge = black.clone()
+    edge[..., 2:] = 90
+    left, right = 170 / (4500 + 170), 170 / (900 + 170)
+    assert gmsd(black, edge).item() == pytest.approx((right - left) / 2, rel=1e-9)
+
+
+def test_gmsd_needs_rgb() -> None:
+    a, b = noisy_pair()
+    for wrong in (a[:, :1], a[..., :1]):
+        with pytest.raises(ValueError, match="gmsd"):
+            gmsd(wrong, wrong)
+    with pytest.raises(ValueError, match="uint8"):
+        gmsd(a.float(), b.float())
 
 
 def test_pictures_must_fit() -> None:

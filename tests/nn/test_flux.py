@@ -44,8 +44,8 @@ def test_published_names_and_counts(name: str, parameters: int, shared: Path) ->
     assert shapes_of(network.state_dict()) == shapes
     assert sum(p.numel() for p in network.parameters()) == parameters
     theirs = read_shapes(shared, f"{name}.diffusers.transformer")
-    assert shapes_of(flux_to_diffusers(config)(on_meta(shapes))) == theirs
-    assert shapes_of(flux_to_diffusers(config).inverse()(on_meta(theirs))) == shapes
+    assert shapes_of(flux_to_diffusers()(on_meta(shapes))) == theirs
+    assert shapes_of(flux_to_diffusers().inverse()(on_meta(theirs))) == shapes
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -47,8 +47,8 @@ def test_published_names_and_counts(name: str, parameters: int, shared: Path) ->
         parameters - network.pos_embed.numel(),
     )
     theirs = read_shapes(shared, f"{name}.diffusers.transformer")
-    assert shapes_of(mmdit_to_diffusers(config)(on_meta(shapes))) == theirs
-    assert shapes_of(mmdit_to_diffusers(config).inverse()(on_meta(theirs))) == shapes
+    assert shapes_of(mmdit_to_diffusers(config.depth)(on_meta(shapes))) == theirs
+    assert shapes_of(mmdit_to_diffusers(config.depth).inverse()(on_meta(theirs))) == shapes
 
 
 def test_every_parameter_gets_a_gradient() -> None:

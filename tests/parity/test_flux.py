@@ -47,7 +47,7 @@ def test_reference_cases(case: str, shared: Path) -> None:
         guidance=fields["guidance_embeds"],
     )
     network = Flux(config)
-    network.load_state_dict(flux_to_diffusers(config).inverse()(reference.weights), strict=True)
+    network.load_state_dict(flux_to_diffusers().inverse()(reference.weights), strict=True)
     extra = Extra(pooled=inputs["pooled_projections"], guidance=inputs.get("guidance"))
     x = unpack(inputs["hidden_states"], rows=6)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_against_diffusers(name: str, size: tuple[int, int], edits: bool) -> Non
         axes_dims_rope=config.axes,
     ).eval()
     network = with_unit_gain(Flux(config))
-    reference.load_state_dict(flux_to_diffusers(config)(network.state_dict()), strict=True)
+    reference.load_state_dict(flux_to_diffusers()(network.state_dict()), strict=True)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, config.in_channels, *size, generator=generator)
     other = torch.randn(3, config.in_channels, 4, 10, generator=generator) if edits else None

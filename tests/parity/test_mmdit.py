@@ -59,7 +59,7 @@ def test_reference_cases(case: str, shared: Path) -> None:
         dual_layers=len(fields.get("dual_attention_layers", ())),
     )
     network = MMDiT(config)
-    network.load_state_dict(mmdit_to_diffusers(config).inverse()(reference.weights), strict=True)
+    network.load_state_dict(mmdit_to_diffusers(config.depth).inverse()(reference.weights), strict=True)
     inputs = reference.inputs
     extra = Extra(pooled=inputs["pooled_projections"])
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_against_diffusers(name: str, size: tuple[int, int]) -> None:
     network = MMDiT(config)
     torch.testing.assert_close(network.pos_embed, reference.pos_embed.pos_embed)  # made alike
     with_unit_gain(network)
-    reference.load_state_dict(mmdit_to_diffusers(config)(network.state_dict()), strict=True)
+    reference.load_state_dict(mmdit_to_diffusers(config.depth)(network.state_dict()), strict=True)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, config.in_channels, *size, generator=generator)
     context = torch.randn(3, 7, config.context_dim, generator=generator)

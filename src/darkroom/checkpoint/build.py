@@ -1,19 +1,20 @@
 """Networks from their configs: built on `meta`, then filled with tensors that must be exactly theirs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from darkroom.errors import InputError
+from darkroom.errors import InputError, some
 from darkroom.nn.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from darkroom.nn.autoencoder_vq import AutoencoderVQ, AutoencoderVQConfig
 from darkroom.nn.class_embedder import ClassEmbedder, ClassEmbedderConfig
 from darkroom.nn.dit import DiT, DiTConfig
 from darkroom.nn.flux import Flux, FluxConfig
+from darkroom.nn.interposer import Interposed, Plain
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.mmdit import MMDiT, MMDiTConfig
 from darkroom.nn.unet import UNet, UNetConfig
@@ -22,13 +23,11 @@ from darkroom.text.conditioning import TextEncoder
 from darkroom.text.ldm import LDMTextConfig, LDMTextEncoder
 from darkroom.text.t5 import T5Config, T5Encoder
 
-Autoencoder = AutoencoderKL | AutoencoderVQ | AutoencoderTiny
+Autoencoder = Plain | Interposed
 AutoencoderConfig = AutoencoderKLConfig | AutoencoderVQConfig | AutoencoderTinyConfig
 Network = UNet | DiT | MMDiT | Flux
 NetworkConfig = UNetConfig | DiTConfig | MMDiTConfig | FluxConfig
 TextConfig = CLIPTextConfig | T5Config | LDMTextConfig | ClassEmbedderConfig
-
-NAMES_SHOWN = 10
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,7 +41,7 @@ def build_network(config: NetworkConfig) -> Network:
     return MMDiT(config) if isinstance(config, MMDiTConfig) else Flux(config)
 
 
-def build_autoencoder(config: AutoencoderConfig, space: LatentSpace | None = None) -> Autoencoder:
+def build_autoencoder(config: AutoencoderConfig, space: LatentSpace | None = None) -> Plain:
     """The autoencoder of a config; a tiny one has its latents normalised whatever `space` says."""
     if isinstance(config, AutoencoderKLConfig):
         return AutoencoderKL(config, space)
@@ -63,10 +62,13 @@ def build_text_encoder(config: TextConfig) -> TextEncoder:
 def speak(autoencoder: Autoencoder, space: LatentSpace) -> None:
     """Let an autoencoder encode to and decode from the latent space that a denoiser was trained on, in place.
 
-    A tiny autoencoder's latents are normalised already, by the same numbers for all channels: InputError for
-    a space of another kind.
+    A tiny autoencoder's latents are normalised already, by the same numbers for all channels, and an
+    interposer was trained for one space: InputError for another.
     """
-    if not isinstance(autoencoder, AutoencoderTiny):
+    if isinstance(autoencoder, Interposed):
+        if autoencoder.latent_space != space:
+            raise InputError("its interposer was trained for another latent space than this denoiser's")
+    elif not isinstance(autoencoder, AutoencoderTiny):
         autoencoder.latent_space = space
     elif len(set(space.std)) > 1:
         raise InputError(
@@ -121,10 +123,3 @@ def _check_names(where: object, expected: Mapping[str, Tensor], found: Mapping[s
         problems.append(f"wrong shapes: {some(shapes)}")
     if problems:
         raise InputError(f"{where}: its tensors are not those of its config; " + "; ".join(problems))
-
-
-def some(names: Iterable[str]) -> str:
-    """The first ten of names in order, and how many more there are."""
-    ordered = sorted(names)
-    more = len(ordered) - NAMES_SHOWN
-    return ", ".join(ordered[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

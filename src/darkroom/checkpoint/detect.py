@@ -199,7 +199,7 @@ def clip_config(shapes: Shapes, *, openclip: bool) -> CLIPTextConfig:
         context_length=_shape(shapes, "embeddings.position_embedding.weight")[0],
         width=width,
         layers=count_blocks(shapes, "encoder.layers"),
-        heads=width // HEAD_WIDTH,
+        heads=max(width // HEAD_WIDTH, 1),
         intermediate=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
         activation="gelu" if openclip else "quick_gelu",
         projection_dim=projection[0] if projection else None,

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from darkroom.checkpoint.anatomy import CLIP_ROLES
 from darkroom.checkpoint.build import (
     Autoencoder,
     Network,
+    NetworkConfig,
     TextConfig,
     build_autoencoder,
     build_network,
@@ -24,7 +26,8 @@ from darkroom.checkpoint.configs.scheduler import scheduler_config_from_diffuser
 from darkroom.checkpoint.configs.text import text_config_from_transformers
 from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.folder_files import CONFIG, INDEX, weight_file
+from darkroom.checkpoint.io import Device, load_tensors
 from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,
@@ -35,7 +38,7 @@ from darkroom.checkpoint.layouts import (
     t5_from_published,
 )
 from darkroom.checkpoint.model import Defaults, Model, check_fit
-from darkroom.checkpoint.single_file import CLIP_ROLES, Part, Parts
+from darkroom.checkpoint.single_file import Part, Parts
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES
@@ -61,9 +64,7 @@ from darkroom.text.t5 import T5Config
 
 T = TypeVar("T")
 
-INDEX, CONFIG = "model_index.json", "config.json"
 AUTOENCODERS = ("vae", "vqvae")
-WEIGHTS = ("diffusion_pytorch_model", "model")
 
 
 # The family whose defaults a pipeline's class has: variants of one model have classes of their own there.
@@ -98,8 +99,9 @@ def load_diffusers(
     places: Sequence[Path] = (),
     dtype: torch.dtype = torch.float32,
     family: str | None = None,
+    device: Device = "cpu",
 ) -> Model:
-    """Read such a folder onto the CPU in `dtype`; `places` are where else to look for tokenizers.
+    """Read such a folder straight to `device` in `dtype`; `places` are where else to look for tokenizers.
 
     `family` says which it is where several share a pipeline's class, networks and scheduler.
     What generation does not need, such as `safety_checker` and `feature_extractor`, is not looked at. Raises
@@ -111,12 +113,12 @@ def load_diffusers(
         raise unknown(f"pipeline in {folder / INDEX}", pipeline, PIPELINES)
     there = {part for part, value in index.items() if _present(value)}
     denoiser = _needed(folder, there, "transformer", "unet")
-    network = _load_network(denoiser, dtype)
-    autoencoder = load_diffusers_autoencoder(_needed(folder, there, *AUTOENCODERS), dtype)
+    network = _load_network(denoiser, dtype, device)
+    autoencoder = load_diffusers_autoencoder(_needed(folder, there, *AUTOENCODERS), dtype, device)
     prediction, path, sampler, schedule = read_config(
         _needed(folder, there, "scheduler") / "scheduler_config.json", scheduler_config_from_diffusers
     )
-    name = family or _family(PIPELINES[pipeline], network, prediction)
+    name = family or family_of(pipeline, network.config, prediction)
     spec = FAMILIES[name].spec
     _warn_of_another_space(folder, FAMILIES[name].title, spec.latent_space, autoencoder.latent_space)
     spec = replace(
@@ -128,7 +130,7 @@ def load_diffusers(
         conditioning=_conditioning(spec.conditioning, index, network),
         beside=_beside(pipeline, spec.beside, network, autoencoder),
     )
-    texts = tuple(_load_texts(folder, there, places, dtype))
+    texts = tuple(_load_texts(folder, there, places, dtype, device))
     model = Model(
         autoencoder=autoencoder, denoiser=Denoiser(network, path, prediction), texts=texts, spec=spec
     )
@@ -136,20 +138,22 @@ def load_diffusers(
     return model
 
 
-def load_diffusers_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+def load_diffusers_autoencoder(
+    folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> Autoencoder:
     """The autoencoder of one part's folder, its latent space as its config says."""
     config = read_config(folder / CONFIG, autoencoder_from_diffusers)
-    tensors = AUTOENCODER_TO_LEGACY.inverse()(part_tensors(folder, dtype))
+    tensors = AUTOENCODER_TO_LEGACY.inverse()(part_tensors(folder, dtype, device))
     space = read_config(folder / CONFIG, latent_space_from_diffusers)
     return filled(lambda: build_autoencoder(config, space), tensors, folder)
 
 
-def folder_parts(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
+def folder_parts(folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Parts:
     """One part's folder, an autoencoder's or a text encoder's, as what an original file would hold.
 
     Raises InputError for a folder of anything else.
     """
-    fields, tensors = read_json(folder / CONFIG), part_tensors(folder, dtype)
+    fields, tensors = read_json(folder / CONFIG), part_tensors(folder, dtype, device)
     if "_class_name" in fields:
         tensors = AUTOENCODER_TO_LEGACY.inverse()(tensors)
         part = Part(config=read_config(folder / CONFIG, autoencoder_from_diffusers), tensors=tensors)
@@ -181,42 +185,35 @@ def _needed(folder: Path, there: set[str], *names: str) -> Path:
     raise InputError(f"{folder}: lacks the folder {' or '.join(names)}, a part of the model")
 
 
-def part_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a part; of several precisions the fullest."""
-    for stem in WEIGHTS:
-        for variant in ("", ".non_ema", ".bf16", ".fp16"):
-            file = folder / f"{stem}{variant}.safetensors"
-            if file.exists() or any(folder.glob(f"{stem}{variant}.safetensors.index*.json")):
-                return load_tensors(file, dtype=dtype)[0]
-    others = sorted(p.name for p in folder.glob("*.bin"))
-    hint = f": {others[0]} is a pickle, which is not read: convert it" if others else ""
-    raise InputError(
-        f"{folder}: no weights here: expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors{hint}"
-    )
+def part_tensors(folder: Path, dtype: torch.dtype, device: Device = "cpu") -> dict[str, Tensor]:
+    """The weights of a part; see `weight_file`."""
+    return load_tensors(weight_file(folder), dtype=dtype, device=device)[0]
 
 
-def _load_network(folder: Path, dtype: torch.dtype) -> Network:
+def _load_network(folder: Path, dtype: torch.dtype, device: Device) -> Network:
     unet = folder.name == "unet"
     config = read_config(
         folder / CONFIG, unet_config_from_diffusers if unet else transformer_config_from_diffusers
     )
-    tensors = part_tensors(folder, dtype)
+    tensors = part_tensors(folder, dtype, device)
     if isinstance(config, MMDiTConfig):
-        tensors = mmdit_to_diffusers(config).inverse()(tensors)
+        tensors = mmdit_to_diffusers(config.depth).inverse()(tensors)
     elif isinstance(config, FluxConfig):
-        tensors = flux_to_diffusers(config).inverse()(tensors)
+        tensors = flux_to_diffusers().inverse()(tensors)
     elif isinstance(config, DiTConfig):
         tensors = dit_to_diffusers(config).inverse()(tensors)
     return filled(lambda: build_network(config), tensors, folder)
 
 
-def _load_texts(folder: Path, there: set[str], places: Sequence[Path], dtype: torch.dtype) -> list[TextPart]:
+def _load_texts(
+    folder: Path, there: set[str], places: Sequence[Path], dtype: torch.dtype, device: Device
+) -> list[TextPart]:
     parts = []
     for encoder, tokenizer in (*TEXTS, ("bert", "tokenizer")):
         if encoder not in there:
             continue
         config = read_config(_needed(folder, there, encoder) / CONFIG, text_config_from_transformers)
-        tensors = _text_tensors(config, part_tensors(folder / encoder, dtype))
+        tensors = _text_tensors(config, part_tensors(folder / encoder, dtype, device))
         # Projections of encoders that are used without them.
         if isinstance(config, CLIPTextConfig) and config.projection_dim is None:
             tensors.pop("text_projection.weight", None)
@@ -251,9 +248,9 @@ def _text_tensors(
     return table.inverse()(tensors)
 
 
-def _family(family: str, network: Network, prediction: str) -> str:
+def family_of(pipeline: str, config: NetworkConfig, prediction: str) -> str:
     """Whose defaults a folder has, where several families share a pipeline's class."""
-    config = network.config
+    family = PIPELINES[pipeline]
     if family == "sd1" and getattr(config, "context_dim", None) == FAMILIES["sd2"].network.context_dim:
         return "sd2" if prediction == "v" else "sd2-base"
     if family == "sdxl" and prediction == "edm":

@@ -1,10 +1,7 @@
 """A model folder in the layout of diffusers, whose pipeline for it then draws the same pictures."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,8 @@ from darkroom.checkpoint.configs.unet import unet_config_to_diffusers
 from darkroom.checkpoint.io import save_tensors
 from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, flux_to_diffusers, mmdit_to_diffusers
 from darkroom.checkpoint.model import TEXT_ENCODER, TOKENIZER, DenoiserSpec, Model, load_model, numbered
-from darkroom.errors import DarkroomError, InputError
-from darkroom.files import require_parent
+from darkroom.errors import InputError
+from darkroom.files import new_folder, require_parent
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.flux import Flux
 from darkroom.nn.latent_space import LatentSpace
@@ -81,7 +78,7 @@ def export_diffusers(model_folder: Path, out: Path, *, mkdir: bool = False) -> s
             f"{model_folder}: the latent space of a {autoencoder.config.kind} cannot be exported"
         )
     scheduler = _scheduler(spec, model.network)
-    with _new_folder(out) as draft:
+    with new_folder(out) as draft:
         vae = autoencoder_config_to_diffusers(autoencoder.config, spec.defaults.height)
         _write(draft / "vae", vae, DIFFUSERS_WEIGHTS, folded(autoencoder, spec.latent_space))
         part, _ = target.network
@@ -113,10 +110,10 @@ def _network(network: Network, spec: DenoiserSpec) -> tuple[dict[str, Any], str,
     """Config, name of the file, and tensors."""
     tensors = network.state_dict()
     if isinstance(network, MMDiT):
-        config, table = mmdit_config_to_diffusers(network.config), mmdit_to_diffusers(network.config)
+        config, table = mmdit_config_to_diffusers(network.config), mmdit_to_diffusers(network.config.depth)
         return config | {"sample_size": _sample_size(spec)[0]}, DIFFUSERS_WEIGHTS, table(tensors)
     if isinstance(network, Flux):
-        table = flux_to_diffusers(network.config)
+        table = flux_to_diffusers()
         return flux_config_to_diffusers(network.config), DIFFUSERS_WEIGHTS, table(tensors)
     assert isinstance(network, UNet)
     config = unet_config_to_diffusers(network.config) | {"sample_size": _sample_size(spec)}
@@ -142,6 +139,10 @@ def _text_encoder(part: TextPart, *, projected: bool) -> tuple[dict[str, Any], s
 
 
 def _scheduler(spec: DenoiserSpec, network: Network) -> dict[str, Any]:
+    if spec.prediction == "edm":
+        raise InputError(
+            "models that predict as EDM are not exported: no pipeline here was held against theirs"
+        )
     sampler = spec.defaults.sampler if isinstance(network, UNet) else "flow_euler"
     return scheduler_config_to_diffusers(spec.prediction, spec.path, sampler, spec.defaults.schedule)
 
@@ -199,20 +200,6 @@ def _conv(conv: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
 def _sample_size(spec: DenoiserSpec) -> list[int]:
     _, rows, columns = spec.latent_space.shape(spec.defaults.height, spec.defaults.width)
     return [rows, columns]
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when everything in it is written."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        draft.mkdir()
-        yield draft
-        os.replace(draft, out)
-    except OSError as error:
-        raise DarkroomError(f"{out}: could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(folder: Path, config: Mapping[str, Any], weights: str, tensors: Mapping[str, Tensor]) -> None:

@@ -1,35 +1,33 @@
-"""Tensors on disk: safetensors files, one or sharded with the usual index, written whole or not at all."""
+"""Tensors on disk: read from any file of them by a memory map, written as safetensors whole or not at all."""
 
 import json
-import math
+import mmap
+import platform
+import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darkroom.errors import InputError
+from darkroom.checkpoint.dtypes import TORCH_NAMES
+from darkroom.checkpoint.formats import files_of, read_header
+from darkroom.checkpoint.header import Entry
+from darkroom.errors import DarkroomError, InputError, some
 from darkroom.files import atomic_write
+
+Device = torch.device | str
 
 INDEX_SUFFIX = ".index.json"
 # An upper bound on what one tensor adds to a header beside its name: dtype, shape, two offsets, punctuation.
 HEADER_BYTES_PER_TENSOR = 160
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+# Names of the types that both safetensors and this version of torch have.
+DTYPES = {getattr(torch, name): code for name, code in TORCH_NAMES.items() if hasattr(torch, name)}
+TORCH_DTYPES = {code: dtype for dtype, code in DTYPES.items()}
+# Linux counts a private map as memory that may be needed in full and refuses files larger than it has, unless
+# told not to. Older Pythons have no name for that flag; its value is that of x86 and Arm.
+NO_RESERVE = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
 
 
 def save_tensors(
@@ -40,10 +38,12 @@ def save_tensors(
     Above `max_bytes` (header included) it becomes `name-00001-of-0000N.safetensors` and so on, with
     `name.safetensors.index.json` beside them; a single tensor larger than that is not split. All files appear
     together after all are written, and what an earlier save left under other names is removed last.
-    Raises DarkroomError if the disk does not take them.
+    Tensors are moved to the host one after the other, so that none but them needs room there. Raises
+    InputError naming tensors of a type that the format lacks, DarkroomError if the disk does not take them.
     """
     path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]:
+        raise InputError(f"{path}: safetensors has no type for {some(strange)} ({tensors[strange[0]].dtype})")
     shards = _shards(tensors, metadata, max_bytes)
     names = [path.name] if len(shards) == 1 else _shard_names(path, len(shards))
     stale = _files_of(path) - {path.parent / name for name in names}
@@ -60,46 +60,93 @@ def save_tensors(
 
 
 def load_tensors(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path, device: Device = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file, or the shards of its index, as (tensors, metadata).
+    """Read a file of tensors of any format, or the shards of its index, as (tensors, metadata).
 
-    Floating-point tensors are converted to `dtype` if one is given. Raises InputError naming the file that is
-    missing, truncated or of another format.
+    Floating-point tensors are converted to `dtype` if one is given; GGUF's quantised ones become it, or
+    float32. A tensor that stays as it is, on the CPU, is a view of the file, read when it is first used; a
+    change to it stays in memory. Others are moved and converted one after the other. Raises InputError
+    naming the file and what is wrong with it, as `read_header` does.
     """
-    path = Path(path)
+    header = read_header(Path(path))
+    maps: dict[Path, mmap.mmap] = {}
     tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    files = _parts(path)
-    for part, expected in files.items():
-        with _opened(part) as file:
-            found = set(file.keys())
-            if expected is not None and found != expected:
-                raise InputError(f"{part}: does not hold the tensors that its index says it does")
-            metadata |= file.metadata() or {}
-            for name in sorted(found):
-                tensors[name] = cast(file.get_tensor(name), dtype, device)
-    return tensors, metadata
+    for name, entry in header.entries.items():
+        if entry.file not in maps:
+            maps[entry.file] = _mapped(entry.file)
+        load = _load_gguf if header.format == "gguf" else _load
+        tensors[name] = load(maps[entry.file], name, entry, device, dtype)
+    return tensors, header.metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata of a safetensors file or of the first of its shards; no tensor is read."""
-    with _opened(next(iter(_parts(Path(path))))) as file:
-        return file.metadata() or {}
+    """The metadata in the header of a file of tensors or of its shards; no tensor is read."""
+    return read_header(Path(path)).metadata
 
 
 def count_elements(path: Path) -> int:
     """The number of values in all tensors of `path`, from the headers."""
-    total = 0
-    for part in _parts(Path(path)):
-        with _opened(part) as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
+    return sum(entry.numel for entry in read_header(Path(path)).entries.values())
 
 
 def tensor_files(path: Path) -> list[Path]:
     """The files that hold the tensors of `path`: itself, or its shards in order."""
-    return list(_parts(Path(path)))
+    return list(files_of(Path(path)))
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The file in memory, as it is read; what is written there stays there (copy on write)."""
+    with path.open("rb") as file:
+        try:
+            if sys.platform == "win32":
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            flags = mmap.MAP_PRIVATE | NO_RESERVE
+            data = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            raise DarkroomError(f"{path}: cannot be mapped into memory: {error.strerror}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux then reads 2 MB at a time, where the kernel can do so
+        with suppress(OSError):
+            data.madvise(mmap.MADV_HUGEPAGE)
+    return data
+
+
+def _load(data: mmap.mmap, name: str, entry: Entry, device: Device, dtype: torch.dtype | None) -> Tensor:
+    stored = TORCH_DTYPES.get(entry.dtype)
+    if stored is None:
+        raise InputError(
+            f"{entry.file}: {name} is stored as {entry.dtype}, which torch {torch.__version__} lacks"
+        )
+    if not entry.nbytes:
+        return cast(torch.empty(entry.shape, dtype=stored), dtype, device)
+    values = _bytes(data, entry, stored.itemsize).view(stored)
+    view = (
+        values.view(entry.shape) if entry.strides is None else values.as_strided(entry.shape, entry.strides)
+    )
+    tensor = cast(view, dtype, device)
+    if tensor.data_ptr() != view.data_ptr():
+        _release(data, entry)
+    return tensor
+
+
+def _load_gguf(data: mmap.mmap, name: str, entry: Entry, device: Device, dtype: torch.dtype | None) -> Tensor:
+    from darkroom.checkpoint.quantised import decode_gguf
+
+    raw = _bytes(data, entry, 8) if entry.nbytes else torch.empty(0, dtype=torch.uint8)
+    return decode_gguf(raw.to(device), entry, dtype)
+
+
+def _bytes(data: mmap.mmap, entry: Entry, alignment: int) -> Tensor:
+    """The bytes of a tensor, of the file itself where they are aligned for its type."""
+    raw = torch.frombuffer(data, dtype=torch.uint8, count=entry.nbytes, offset=entry.offset)
+    return raw if raw.data_ptr() % alignment == 0 else raw.clone()
+
+
+def _release(data: mmap.mmap, entry: Entry) -> None:
+    """Let go of the memory of pages that were read and are not needed again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start = entry.offset - entry.offset % mmap.PAGESIZE
+        data.madvise(mmap.MADV_DONTNEED, start, entry.offset + entry.nbytes - start)
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -123,45 +170,23 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            values = tensor.detach().cpu().contiguous()
+            values = values.as_strided((values.numel(),), (1,))  # of one value, `contiguous` keeps any stride
+            file.write(values.view(torch.uint8).numpy().data)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None = None) -> Tensor:
-    """The tensor on `device`, and in `dtype` if it is of floating-point numbers; None leaves it as it is."""
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+def cast(tensor: Tensor, dtype: torch.dtype | None, device: Device | None = None) -> Tensor:
+    """The tensor on `device`, and in `dtype` if it is of floating-point numbers; None leaves it as it is.
 
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, "pt")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated, or not a safetensors file ({error})") from error
-
-
-def _parts(path: Path) -> dict[Path, set[str] | None]:
-    """Each file of `path` with the names its index gives it (None without an index)."""
-    index = path if path.name.endswith(INDEX_SUFFIX) else path.parent / (path.name + INDEX_SUFFIX)
-    if path.exists() and path != index:
-        return {path: None}
-    if not index.exists():
-        raise InputError(f"{path}: no such file, nor an index {index.name} beside it")
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
-        parts: dict[Path, set[str] | None] = {
-            index.parent / file: {n for n, f in weight_map.items() if f == file} for file in files
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of safetensors files ({error!r})") from error
-    if not parts:
-        raise InputError(f"{index}: names no file")
-    return parts
+    It is converted where it goes to, or before if fewer bytes have to go there then.
+    """
+    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    first = tensor.to(dtype) if dtype.itemsize < tensor.itemsize else tensor
+    return first.to(device=device).to(dtype)
 
 
 def _shards(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str], max_bytes: int | None
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], max_bytes: int | None
 ) -> list[dict[str, Tensor]]:
     """Tensors in their order, a new shard whenever the next one would pass `max_bytes`."""
     base = 8 + len(json.dumps({"__metadata__": dict(metadata)}).encode())

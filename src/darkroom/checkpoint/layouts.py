@@ -1,6 +1,7 @@
 """The layouts that published weights come in, as tables from ours."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -19,10 +20,17 @@ from darkroom.checkpoint.tables import (
     Transpose,
 )
 from darkroom.nn.dit import DiTConfig, square_positions
-from darkroom.nn.flux import MLP_RATIO, FluxConfig
-from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.nn.flux import MLP_RATIO
 from darkroom.nn.unet import UNetConfig
 from darkroom.text.ldm import LDMTextConfig
+
+
+def layout_table(kind: str, layout: str, config: Any) -> Table:
+    """From our names to those of a layout, for a network of this kind and config.
+
+    Kinds and layouts are those of `anatomy.KINDS`. Raises KeyError for a layout that the kind does not have.
+    """
+    return TABLES[kind, layout](config)
 
 
 def _join_qkv(kind: str) -> Concat:
@@ -39,6 +47,9 @@ CLIP_TEXT_TO_HUB = Table(
         Rename("**", "text_model.**"),
     )
 )
+
+# Ours to what version 5 writes.
+CLIP_TEXT_TO_BARE = Table((Make("embeddings.position_ids"),))
 
 # Ours to the files of OpenCLIP: SD 2's text encoder and SDXL's second in single files. `logit_scale` is for
 # comparing with pictures, which nothing here does.
@@ -291,12 +302,28 @@ def _unet_res_block(ours: str, theirs: str) -> list[Rule]:
     return _rules(Rename, {f"{ours}.{a}.*": f"{theirs}.{b}.*" for a, b in RES_BLOCK.items()})
 
 
-def mmdit_to_diffusers(config: MMDiTConfig) -> Table:
+def controlnet_to_original(config: UNetConfig) -> Table:
+    """A ControlNet under diffusers' names, which are its U-Net's on the way down, to the original release's.
+
+    `config` is that of the U-Net. The picture that controls goes through eight convs, and what is added to
+    the U-Net through one each (Zhang et al. 2023, figure 3).
+    """
+    embedding, hint = "controlnet_cond_embedding", "input_hint_block"
+    convs = {f"{embedding}.conv_in.*": f"{hint}.0.*", f"{embedding}.conv_out.*": f"{hint}.14.*"}
+    convs |= {f"{embedding}.blocks.{number}.*": f"{hint}.{2 * number + 2}.*" for number in range(6)}
+    zeros = {
+        "controlnet_down_blocks.*.**": "zero_convs.*.0.**",
+        "controlnet_mid_block.*": "middle_block_out.0.*",
+    }
+    return Table((*_rules(Rename, convs | zeros), *unet_to_original(config).rules))
+
+
+def mmdit_to_diffusers(depth: int) -> Table:
     """The original SD 3, which is ours, to diffusers' `SD3Transformer2DModel`.
 
     diffusers splits q, k and v, and has scale before shift where it modulates by those two alone.
     """
-    last, block = config.depth - 1, "transformer_blocks.*."
+    last, block = depth - 1, "transformer_blocks.*."
     swaps = {
         "final_layer.adaLN_modulation.1.*": "norm_out.linear.*",
         f"joint_blocks.{last}.context_block.adaLN_modulation.1.*": (
@@ -335,10 +362,10 @@ def mmdit_to_diffusers(config: MMDiTConfig) -> Table:
     return Table((*splits, *_rules(Swap, swaps), *_rules(Rename, renames)))
 
 
-def flux_to_diffusers(config: FluxConfig) -> Table:
+def flux_to_diffusers() -> Table:
     """The original FLUX.1, which is ours, to diffusers' `FluxTransformer2DModel`; as for SD 3."""
     double, single = "transformer_blocks.*.", "single_transformer_blocks.*."
-    sizes = (config.width,) * 3 + (MLP_RATIO * config.width,)
+    shares = (1, 1, 1, MLP_RATIO)
     renames = {
         "img_in.*": "x_embedder.*",
         "txt_in.*": "context_embedder.*",
@@ -366,7 +393,7 @@ def flux_to_diffusers(config: FluxConfig) -> Table:
     splits = (
         Split("double_blocks.*.img_attn.qkv.*", _qkv(double + "attn.to_{}.*")),
         Split("double_blocks.*.txt_attn.qkv.*", _qkv(double + "attn.add_{}_proj.*")),
-        Split("single_blocks.*.linear1.*", (*_qkv(single + "attn.to_{}.*"), single + "proj_mlp.*"), sizes),
+        Split("single_blocks.*.linear1.*", (*_qkv(single + "attn.to_{}.*"), single + "proj_mlp.*"), shares),
     )
     swap = Swap("final_layer.adaLN_modulation.1.*", "norm_out.linear.*")
     return Table((*splits, swap, *_rules(Rename, renames)))
@@ -384,3 +411,30 @@ def _qkv(pattern: str) -> tuple[str, ...]:
 
 def _rules(kind: type[Rename] | type[Swap], names: dict[str, str]) -> list[Rule]:
     return [kind(ours, theirs) for ours, theirs in names.items()]
+
+
+SAME = Table(())
+TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
+    ("unet", "original"): unet_to_original,
+    ("unet", "diffusers"): lambda _: SAME,
+    ("mmdit", "original"): lambda _: SAME,
+    ("mmdit", "diffusers"): lambda config: mmdit_to_diffusers(config.depth),
+    ("flux", "original"): lambda _: SAME,
+    ("flux", "diffusers"): lambda _: flux_to_diffusers(),
+    ("dit", "original"): lambda _: SAME,
+    ("dit", "diffusers"): dit_to_diffusers,
+    ("controlnet", "original"): controlnet_to_original,
+    ("controlnet", "diffusers"): lambda _: SAME,
+    ("autoencoder", "original"): lambda config: autoencoder_to_original(len(config.channels)),
+    ("autoencoder", "legacy"): lambda _: AUTOENCODER_TO_LEGACY,
+    ("autoencoder", "diffusers"): lambda _: SAME,
+    ("tiny autoencoder", "original"): lambda _: tiny_from_original().inverse(),
+    ("tiny autoencoder", "diffusers"): lambda _: SAME,
+    ("clip", "hub"): lambda _: CLIP_TEXT_TO_HUB,
+    ("clip", "bare"): lambda _: CLIP_TEXT_TO_BARE,
+    ("clip", "openclip"): lambda _: CLIP_TEXT_TO_OPENCLIP,
+    ("t5", "hub"): lambda _: SAME,
+    ("ldm_text", "original"): ldm_text_to_original,
+    ("ldm_text", "diffusers"): lambda _: LDM_TEXT_TO_DIFFUSERS,
+    ("class embedder", "original"): lambda _: SAME,
+}

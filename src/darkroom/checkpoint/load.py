@@ -12,19 +12,17 @@ from darkroom.checkpoint.build import (
     build_network,
     build_text_encoder,
     filled,
-    some,
     speak,
 )
 from darkroom.checkpoint.diffusers_folder import (
     AUTOENCODERS,
-    CONFIG,
-    INDEX,
     folder_parts,
     load_diffusers,
     load_diffusers_autoencoder,
     role_of,
 )
-from darkroom.checkpoint.io import read_metadata
+from darkroom.checkpoint.folder_files import CONFIG, INDEX
+from darkroom.checkpoint.io import Device, read_metadata
 from darkroom.checkpoint.model import (
     AUTOENCODER,
     DENOISER,
@@ -37,7 +35,7 @@ from darkroom.checkpoint.model import (
 )
 from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint
 from darkroom.diffusion.denoiser import Denoiser
-from darkroom.errors import InputError, unknown
+from darkroom.errors import InputError, some, unknown
 from darkroom.families import FAMILIES, Family, scaled
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.presets import bundled, model_folder
@@ -72,8 +70,9 @@ def load_any(
     tokenizers: str | Path | None = None,
     family: str | None = None,
     dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
 ) -> Model:
-    """Read a model onto the CPU in `dtype`, whatever layout it is in; `parts` as in `darkroom.load`.
+    """Read a model straight to `device` in `dtype`, whatever layout it is in; `parts` as in `darkroom.load`.
 
     `family` says what an original file is where its names and shapes leave several. Raises InputError if
     there is nothing of that name, or if it is no model, lacks a part, or mixes parts that do not fit.
@@ -83,24 +82,26 @@ def load_any(
     if family is not None and family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
     if str(name_or_path) not in bundled() and path.is_file():
-        return _load_file(path, others, places, family, dtype)
+        return _load_file(path, others, places, family, dtype, device)
     folder = model_folder(path)
     if (folder / INDEX).is_file():
-        model = load_diffusers(folder, places, dtype, family)
+        model = load_diffusers(folder, places, dtype, family, device)
     elif not any(folder.glob(f"{DENOISER}*")):
         raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
     elif family is not None:
         raise InputError(f"{folder}: says itself what it is: leave family out")
     else:
-        model = load_model(folder, dtype=dtype)
+        model = load_model(folder, dtype=dtype, device=device)
     for part in others:
-        model = _with_parts(model, part, places, dtype)
+        model = _with_parts(model, part, places, dtype, device)
     check_fit(model, folder)
     return model
 
 
-def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """The autoencoder of anything that `load_any` reads, or of a file or folder of one alone, on the CPU.
+def load_any_autoencoder(
+    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> Autoencoder:
+    """The autoencoder of anything that `load_any` reads, or of a file or folder of one alone.
 
     It speaks the latent space of the model that it is found in, where that is known. Raises InputError if
     there is none.
@@ -108,18 +109,20 @@ def load_any_autoencoder(name_or_path: str | Path, *, dtype: torch.dtype = torch
     path = Path(name_or_path).expanduser()
     own = path.is_dir() and any(path.glob(f"{AUTOENCODER}*"))
     if str(name_or_path) in bundled() or own or not path.exists():
-        return load_model_autoencoder(model_folder(path), dtype=dtype)
+        return load_model_autoencoder(model_folder(path), dtype=dtype, device=device)
     for part in AUTOENCODERS:
         if (path / part / CONFIG).is_file():
-            return load_diffusers_autoencoder(path / part, dtype)
-    return _read_autoencoder(path, dtype)
+            return load_diffusers_autoencoder(path / part, dtype, device)
+    return _read_autoencoder(path, dtype, device)
 
 
-def _with_parts(model: Model, path: Path, places: Sequence[Path], dtype: torch.dtype) -> Model:
+def _with_parts(
+    model: Model, path: Path, places: Sequence[Path], dtype: torch.dtype, device: Device
+) -> Model:
     """A model with what a file or folder holds in the places of its own parts."""
     if path.is_dir() and not (path / CONFIG).is_file():
-        return _with_autoencoder(model, load_autoencoder(path, dtype=dtype))
-    parts = _read_parts(path, dtype)
+        return _with_autoencoder(model, load_autoencoder(path, dtype=dtype, device=device))
+    parts = _read_parts(path, dtype, device)
     if parts.autoencoder is not None:
         model = _with_autoencoder(model, _autoencoder(parts.autoencoder, model.spec.latent_space, path))
     _check_known(path, parts)
@@ -150,12 +153,12 @@ def _encoder(role: str, part: Part, where: Path) -> TextEncoder:
     return filled(lambda: build_text_encoder(used.config), used.tensors, where)
 
 
-def _read_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
+def _read_autoencoder(path: Path, dtype: torch.dtype, device: Device) -> Autoencoder:
     if path.is_dir() and (path / CONFIG).is_file():
-        return load_diffusers_autoencoder(path, dtype)
+        return load_diffusers_autoencoder(path, dtype, device)
     if path.is_dir() or "latent_space" in read_metadata(path):
-        return load_autoencoder(path, dtype=dtype)
-    parts = read_checkpoint(path, dtype)
+        return load_autoencoder(path, dtype=dtype, device=device)
+    parts = read_checkpoint(path, dtype, device)
     part = parts.autoencoder
     if part is None:
         raise InputError(f"{path}: holds no autoencoder, but {_contents(parts)}")
@@ -164,10 +167,17 @@ def _read_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
 
 
 def _load_file(
-    path: Path, others: Sequence[Path], places: Sequence[Path], family: str | None, dtype: torch.dtype
+    path: Path,
+    others: Sequence[Path],
+    places: Sequence[Path],
+    family: str | None,
+    dtype: torch.dtype,
+    device: Device,
 ) -> Model:
     """The model of an original file, with what it lacks out of the other files."""
-    files = {path: read_checkpoint(path, dtype)} | {other: _read_parts(other, dtype) for other in others}
+    files = {path: read_checkpoint(path, dtype, device)} | {
+        other: _read_parts(other, dtype, device) for other in others
+    }
     name = family or files[path].family
     if name not in FAMILIES or files[path].network is None:
         raise InputError(
@@ -230,9 +240,9 @@ def _texts(family: Family, files: Mapping[Path, Parts], places: Sequence[Path]) 
     return tuple(texts)
 
 
-def _read_parts(path: Path, dtype: torch.dtype) -> Parts:
+def _read_parts(path: Path, dtype: torch.dtype, device: Device) -> Parts:
     """What a file holds, or the folder of one part in diffusers' layout."""
-    return folder_parts(path, dtype) if path.is_dir() else read_checkpoint(path, dtype)
+    return folder_parts(path, dtype, device) if path.is_dir() else read_checkpoint(path, dtype, device)
 
 
 def _used(role: str, part: Part) -> Part:

@@ -1,6 +1,7 @@
 """A model folder: autoencoder, denoiser, text encoder and tokenizer, each file describing itself.
 
 autoencoder.safetensors    header: config, latent_space
+interposer.safetensors     where the autoencoder came with another latent space; header: config, latent_space
 denoiser.safetensors       header: config, denoiser (a DenoiserSpec)
 text_encoder.safetensors   header: config; where there are several, then text_encoder_2.safetensors and so on
 tokenizer/                 vocab.json and merges.txt, or tokenizer.json; tokenizer_2/ of text_encoder_2
@@ -25,18 +26,20 @@ from darkroom.checkpoint.build import (
     filled,
     speak,
 )
-from darkroom.checkpoint.io import cast, load_tensors, read_metadata, save_tensors
+from darkroom.checkpoint.io import Device, cast, load_tensors, read_metadata, save_tensors
 from darkroom.config import from_json, to_json
 from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath
 from darkroom.errors import InputError
 from darkroom.inputs import Beside, beside_channels
 from darkroom.nn.class_embedder import ClassEmbedder
+from darkroom.nn.interposer import Interposed, Interposer, InterposerConfig, Plain
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.text.conditioning import Conditioning, TextConditioning, TextEncoder, TextPart
 from darkroom.text.find import read_tokenizer
 
 AUTOENCODER, DENOISER = "autoencoder.safetensors", "denoiser.safetensors"
+INTERPOSER = "interposer.safetensors"
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 MODELSPEC_VERSION = "1.0.0"
 
@@ -90,7 +93,16 @@ class Model:
 def save_autoencoder(
     folder: Path, autoencoder: Autoencoder, *, dtype: torch.dtype | None = None, max_bytes: int | None = None
 ) -> None:
-    """Write `autoencoder.safetensors` with its config and latent space; `max_bytes` as in `save_tensors`."""
+    """Write `autoencoder.safetensors` with its config and latent space, and its interposer if it has one;
+    `max_bytes` as in `save_tensors`.
+    """
+    interposer = Path(folder) / INTERPOSER
+    if isinstance(autoencoder, Interposed):
+        space = {"latent_space": to_json(autoencoder.latent_space)}
+        _save(interposer, autoencoder.interposer, space, dtype, None)
+        autoencoder = autoencoder.autoencoder
+    else:
+        interposer.unlink(missing_ok=True)
     extra = {"latent_space": to_json(autoencoder.latent_space)}
     _save(Path(folder) / AUTOENCODER, autoencoder, extra, dtype, max_bytes)
 
@@ -140,8 +152,8 @@ def save_model(
     save_texts(folder, model.texts, dtype=dtype, max_bytes=max_bytes)
 
 
-def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """The autoencoder of a model folder or a file, on the CPU in `dtype`, latent space from the header.
+def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Plain:
+    """The autoencoder of a model folder or a file, on `device` in `dtype`, latent space from the header.
 
     Raises InputError if it is missing, damaged, or holds other names or shapes than its config asks for.
     """
@@ -149,16 +161,36 @@ def load_autoencoder(path: Path, *, dtype: torch.dtype = torch.float32) -> Autoe
     metadata = read_metadata(file)
     config = _header(file, metadata, "config", AutoencoderConfig)
     space = _header(file, metadata, "latent_space", LatentSpace)
-    tensors, _ = load_tensors(file, dtype=dtype)
+    tensors, _ = load_tensors(file, dtype=dtype, device=device)
     return filled(lambda: build_autoencoder(config, space), tensors, file)
 
 
-def load_model_autoencoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
-    """The autoencoder of a folder, in `dtype`, in the latent space of the denoiser there if there is one."""
-    autoencoder = load_autoencoder(folder, dtype=dtype)
+def load_model_autoencoder(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> Autoencoder:
+    """The autoencoder of a folder, in `dtype`, in the latent space of the denoiser there if there is one.
+
+    An interposer in the folder is put between them.
+    """
+    autoencoder = _interposed(
+        Path(folder), load_autoencoder(folder, dtype=dtype, device=device), dtype, device
+    )
     if any(Path(folder).glob("denoiser*.safetensors")):
         speak(autoencoder, read_spec(folder).latent_space)
     return autoencoder
+
+
+def _interposed(folder: Path, autoencoder: Plain, dtype: torch.dtype, device: Device) -> Autoencoder:
+    """The autoencoder with the interposer of its folder, if there is one."""
+    file = folder / INTERPOSER
+    if not file.is_file():
+        return autoencoder
+    metadata = read_metadata(file)
+    config = _header(file, metadata, "config", InterposerConfig)
+    space = _header(file, metadata, "latent_space", LatentSpace)
+    tensors, _ = load_tensors(file, dtype=dtype, device=device)
+    interposer = filled(lambda: Interposer(config), tensors, file)
+    return Interposed(autoencoder, interposer, space).eval()
 
 
 def read_spec(path: Path) -> DenoiserSpec:
@@ -167,8 +199,10 @@ def read_spec(path: Path) -> DenoiserSpec:
     return _header(file, read_metadata(file), "denoiser", DenoiserSpec)
 
 
-def load_texts(folder: Path, least: int, *, dtype: torch.dtype = torch.float32) -> tuple[TextPart, ...]:
-    """The text encoders of a model folder, in their order, on the CPU in `dtype`; errors as for the
+def load_texts(
+    folder: Path, least: int, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> tuple[TextPart, ...]:
+    """The text encoders of a model folder, in their order, on `device` in `dtype`; errors as for the
     autoencoder, also where there are fewer than `least`.
     """
     parts: list[TextPart] = []
@@ -176,31 +210,33 @@ def load_texts(folder: Path, least: int, *, dtype: torch.dtype = torch.float32) 
         name = numbered(TEXT_ENCODER, len(parts)) + ".safetensors"
         if len(parts) >= least and not any(folder.glob(f"{name}*")):
             return tuple(parts)
-        encoder = _load_text_encoder(folder / name, dtype)
+        encoder = _load_text_encoder(folder / name, dtype, device)
         tokens = folder / numbered(TOKENIZER, len(parts))
         parts.append(
             TextPart(encoder, None if isinstance(encoder, ClassEmbedder) else read_tokenizer(tokens))
         )
 
 
-def _load_text_encoder(file: Path, dtype: torch.dtype) -> TextEncoder:
+def _load_text_encoder(file: Path, dtype: torch.dtype, device: Device) -> TextEncoder:
     config = _header(file, read_metadata(file), "config", TextConfig)
-    tensors, _ = load_tensors(file, dtype=dtype)
+    tensors, _ = load_tensors(file, dtype=dtype, device=device)
     return filled(lambda: build_text_encoder(config), tensors, file)
 
 
-def load_denoiser(path: Path, *, dtype: torch.dtype = torch.float32) -> tuple[Denoiser, DenoiserSpec]:
-    """The denoiser of a model folder or a file, on the CPU in `dtype`; errors as for the autoencoder."""
+def load_denoiser(
+    path: Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> tuple[Denoiser, DenoiserSpec]:
+    """The denoiser of a model folder or a file, on `device` in `dtype`; errors as for the autoencoder."""
     file = _file_in(path, DENOISER)
     config = _header(file, read_metadata(file), "config", NetworkConfig)
     spec = read_spec(file)
-    tensors, _ = load_tensors(file, dtype=dtype)
+    tensors, _ = load_tensors(file, dtype=dtype, device=device)
     network = filled(lambda: build_network(config), tensors, file)
     return Denoiser(network, spec.path, spec.prediction), spec
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Model:
-    """Read a model folder onto the CPU, in `dtype` whatever its files hold.
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Model:
+    """Read a model folder onto `device`, in `dtype` whatever its files hold.
 
     The autoencoder takes the latent space that the denoiser was trained on. Raises InputError if a part is
     missing, damaged, or does not fit the others.
@@ -208,11 +244,11 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Model:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder")
-    denoiser, spec = load_denoiser(folder, dtype=dtype)
+    denoiser, spec = load_denoiser(folder, dtype=dtype, device=device)
     model = Model(
-        autoencoder=load_autoencoder(folder, dtype=dtype),
+        autoencoder=_interposed(folder, load_autoencoder(folder, dtype=dtype, device=device), dtype, device),
         denoiser=denoiser,
-        texts=load_texts(folder, spec.conditioning.encoders[0], dtype=dtype),
+        texts=load_texts(folder, spec.conditioning.encoders[0], dtype=dtype, device=device),
         spec=spec,
     )
     check_fit(model, folder)
@@ -280,7 +316,7 @@ def numbered(name: str, number: int) -> str:
 
 def _save(
     path: Path,
-    module: Autoencoder | Network | TextEncoder,
+    module: Plain | Interposer | Network | TextEncoder,
     extra: Mapping[str, str],
     dtype: torch.dtype | None,
     max_bytes: int | None,

@@ -135,12 +135,12 @@ class AsMatrix:
 class Split:
     """One tensor as several, cut along the first axis: q, k and v out of one matrix.
 
-    `sizes` are the rows of each; None cuts equal parts.
+    `shares` say how many parts of the whole each gets; None cuts equal ones.
     """
 
     source: str
     targets: tuple[str, ...]
-    sizes: tuple[int, ...] | None = None
+    shares: tuple[int, ...] | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         result = {}
@@ -152,25 +152,22 @@ class Split:
 
     def inverse(self) -> "Concat":
         """The pieces joined again."""
-        return Concat(self.targets, self.source, self.sizes)
+        return Concat(self.targets, self.source, self.shares)
 
     def _sizes(self, name: str, rows: int) -> list[int]:
-        count = len(self.targets)
-        if self.sizes is None and rows % count:
-            raise InputError(f"{name} has {rows} rows: they do not split into {count} equal parts")
-        sizes = list(self.sizes or [rows // count] * count)
-        if sum(sizes) != rows:
-            raise InputError(f"{name} has {rows} rows, not {sum(sizes)} = {' + '.join(map(str, sizes))}")
-        return sizes
+        shares = self.shares or (1,) * len(self.targets)
+        if rows % sum(shares):
+            raise InputError(f"{name} has {rows} rows: they do not split into {sum(shares)} equal parts")
+        return [rows // sum(shares) * share for share in shares]
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Several tensors as one, joined along the first axis; `sizes` as in `Split`."""
+    """Several tensors as one, joined along the first axis; `shares` as in `Split`."""
 
     sources: tuple[str, ...]
     target: str
-    sizes: tuple[int, ...] | None = None
+    shares: tuple[int, ...] | None = None
 
     def __call__(self, tensors: Tensors) -> Tensors:
         result = {}
@@ -181,7 +178,7 @@ class Concat:
 
     def inverse(self) -> Split:
         """The whole cut again."""
-        return Split(self.target, self.sources, self.sizes)
+        return Split(self.target, self.sources, self.shares)
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,15 @@ def test_the_millionth_that_keeps_timesteps_whole_is_not_read_back() -> None:
     assert scheduler_config_from_diffusers(written)[1] == FlowPath(shift=3.0, sigma_max=0.999)
 
 
+def test_edm_there_and_back() -> None:
+    path = EDMPath(sigma_max=120.0)
+    written = in_file(scheduler_config_to_diffusers("edm", path, "dpmpp_2m", "karras"))
+    assert scheduler_config_from_diffusers(written) == ("edm", path, "dpmpp_2m", "karras")
+
+
 def test_what_diffusers_has_no_scheduler_for() -> None:
-    with pytest.raises(InputError, match="prediction 'edm' on a 'edm' path"):
-        scheduler_config_to_diffusers("edm", EDMPath(), "euler", "karras")
+    with pytest.raises(InputError, match="prediction 'eps' on a 'edm' path"):
+        scheduler_config_to_diffusers("eps", EDMPath(), "euler", "karras")
     with pytest.raises(InputError, match="flow_euler for prediction 'eps'"):
         scheduler_config_to_diffusers("eps", DiscretePath(), "flow_euler", "linspace")
 

@@ -15,7 +15,7 @@ from darkroom.checkpoint.configs.transformers import (
     mmdit_config_to_diffusers,
     transformer_config_from_diffusers,
 )
-from darkroom.checkpoint.layouts import dit_to_diffusers, flux_to_diffusers, mmdit_to_diffusers
+from darkroom.checkpoint.layouts import layout_table
 from darkroom.errors import InputError
 from darkroom.nn.dit import DiTConfig
 from darkroom.nn.flux import FluxConfig
@@ -54,8 +54,8 @@ PUBLISHED = [
 
 def their_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Those of our network of this config under diffusers' names."""
-    table = {"dit": dit_to_diffusers, "mmdit": mmdit_to_diffusers, "flux": flux_to_diffusers}[config.kind]
-    return shapes_of(table(config)(meta(lambda: build_network(config)).state_dict()))
+    table = layout_table(config.kind, "diffusers", config)
+    return shapes_of(table(meta(lambda: build_network(config)).state_dict()))
 
 
 def written(config: NetworkConfig) -> dict[str, Any]:

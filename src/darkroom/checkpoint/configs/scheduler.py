@@ -151,6 +151,8 @@ def scheduler_config_to_diffusers(
     """
     if isinstance(path, FlowPath) and prediction == "flow":
         return _flow_euler(path) if sampler == "flow_euler" else _flow_solver_to_diffusers(path, sampler)
+    if isinstance(path, EDMPath) and prediction == "edm":
+        return _edm_to_diffusers(path)
     names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if not isinstance(path, DiscretePath) or prediction not in names or sampler == "flow_euler":
         where = " for flow_euler" if sampler == "flow_euler" else ""
@@ -210,6 +212,17 @@ def _edm(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, EDMPath, 
     low, high, data = (float(fields[name]) for name in ("sigma_min", "sigma_max", "sigma_data"))
     path = EDMPath(sigma_min=low, sigma_max=high, sigma_data=data)
     return _prediction(kind, fields, EDM_PREDICTIONS), path, "karras"
+
+
+def _edm_to_diffusers(path: EDMPath) -> dict[str, Any]:
+    return {
+        "_class_name": "EDMDPMSolverMultistepScheduler",
+        "prediction_type": "epsilon",
+        "sigma_data": path.sigma_data,
+        "sigma_max": path.sigma_max,
+        "sigma_min": path.sigma_min,
+        "solver_order": 2,
+    }
 
 
 def _flow_match(fields: Mapping[str, Any]) -> tuple[Prediction, FlowPath, str]:

@@ -118,16 +118,17 @@ def clip_config_from_transformers(config: Mapping[str, Any]) -> CLIPTextConfig:
 
 
 def clip_config_to_transformers(
-    config: CLIPTextConfig, tokenizer: Tokenizer, *, projected: bool = False
+    config: CLIPTextConfig, tokenizer: Tokenizer | None, *, projected: bool = False
 ) -> dict[str, Any]:
     """Write the config under which transformers' `CLIPTextModel` is the same network.
 
-    With `projected` it is `CLIPTextModelWithProjection`, whose projection is square where ours has none.
+    Without a tokenizer its marks are CLIP's own. With `projected` it is `CLIPTextModelWithProjection`, whose
+    projection is square where ours has none.
     """
     return {
         "architectures": ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"],
         "attention_dropout": 0.0,
-        "bos_token_id": tokenizer.bos_token_id,
+        "bos_token_id": config.vocab_size - 2 if tokenizer is None else tokenizer.bos_token_id,
         "eos_token_id": config.end_token,
         "hidden_act": config.activation,
         "hidden_size": config.width,
@@ -137,7 +138,7 @@ def clip_config_to_transformers(
         "model_type": "clip_text_model",
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": config.end_token if tokenizer is None else tokenizer.pad_token_id,
         "projection_dim": config.projection_dim or config.width,
         "vocab_size": config.vocab_size,
     }

@@ -1,0 +1,109 @@
+"""What the known models hold, by names and shapes: the nearest one to a network of a file. No torch here.
+
+The lists lie in `known.zip`, which `tools/known_lists.py` makes from the families' configs.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from darkroom.checkpoint.header import Shape
+
+Shapes = Mapping[str, Shape]
+
+ARCHIVE = Path(__file__).with_name("known.zip")
+SMALL = 32  # dims below it say how many channels there are, and stay when a network is made narrower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The known network that a file's is nearest to.
+
+    `of` are the models that have it; `missing` and `unexpected` compare the names; `reshaped` are tensors of
+    other shapes.
+    """
+
+    of: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether names and shapes are all the same."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+
+def nearest(kind: str, layout: str, shapes: Shapes, family: str | None = None) -> Nearest | None:
+    """The known network whose names, and then shapes, are most like these; among those of `family` if given.
+
+    Shapes may be a fixed part of the known ones, as in a network made narrower. None where no network of
+    this kind and layout is known.
+    """
+    lists = _lists(f"{kind}.{layout}")
+    own = [entry for entry in lists if family in entry["of"]]
+    own = own or lists
+    if not own:
+        return None
+    shapes = _normal(shapes)
+    entry = min(own, key=lambda entry: _distance(entry["tensors"], shapes))
+    known = entry["tensors"]
+    return Nearest(
+        of=tuple(entry["of"]),
+        missing=tuple(name for name in known if name not in shapes),
+        unexpected=tuple(name for name in shapes if name not in known),
+        reshaped=tuple(n for n, shape in shapes.items() if n in known and tuple(known[n]) != tuple(shape)),
+    )
+
+
+@cache
+def families() -> dict[str, dict[str, Any]]:
+    """Title, prediction, path and text encoders of each family."""
+    return _read("families")
+
+
+def _lists(member: str) -> list[dict[str, Any]]:
+    return _read(member) if f"{member}.json" in _archive().namelist() else []
+
+
+@cache
+def _read(member: str) -> Any:
+    return json.loads(_archive().read(f"{member}.json"))
+
+
+@cache
+def _archive() -> zipfile.ZipFile:
+    return zipfile.ZipFile(ARCHIVE)
+
+
+def _normal(shapes: Shapes) -> dict[str, Shape]:
+    """Names as the lists have them: T5's embedding once."""
+    twice = "encoder.embed_tokens.weight"
+    if twice in shapes:
+        shapes = {name: s for name, s in shapes.items() if name != twice} | {"shared.weight": shapes[twice]}
+    return dict(shapes)
+
+
+def _distance(known: Shapes, shapes: Shapes) -> tuple[int, int, float, int]:
+    """How many names differ, how many numbers of dims, how unevenly shapes do, and how many."""
+    common = known.keys() & shapes.keys()
+    names = len(known) + len(shapes) - 2 * len(common)
+    pairs = [(tuple(known[name]), tuple(shapes[name])) for name in common]
+    different = [(a, b) for a, b in pairs if a != b]
+    return names, sum(len(a) != len(b) for a, b in different), _unevenness(different), len(different)
+
+
+def _unevenness(pairs: Iterable[tuple[Shape, Shape]]) -> float:
+    """How far shapes are from being the known ones made narrower by one factor."""
+    dims = [(a, b) for known, found in pairs for a, b in zip(known, found, strict=False)]
+    small = sum(a != b for a, b in dims if a < SMALL)
+    ratios = sorted(math.log(max(b, 1) / a) for a, b in dims if a >= SMALL)
+    if not ratios:
+        return float(small)
+    middle = ratios[len(ratios) // 2]
+    return small + sum(abs(ratio - middle) for ratio in ratios)
