@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from darkroom.checkpoint.build import Network
 from darkroom.checkpoint.configs.autoencoders import autoencoder_config_to_diffusers
@@ -15,6 +15,7 @@ from darkroom.checkpoint.configs.scheduler import scheduler_config_to_diffusers
 from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_config_to_transformers
 from darkroom.checkpoint.configs.transformers import flux_config_to_diffusers, mmdit_config_to_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_to_diffusers
+from darkroom.checkpoint.fold import conv_matrix
 from darkroom.checkpoint.io import save_tensors
 from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, flux_to_diffusers, mmdit_to_diffusers
 from darkroom.checkpoint.model import TEXT_ENCODER, TOKENIZER, DenoiserSpec, Model, load_model, numbered
@@ -22,6 +23,7 @@ from darkroom.errors import InputError
 from darkroom.files import new_folder, require_parent
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.flux import Flux
+from darkroom.nn.interposer import Interposed
 from darkroom.nn.latent_space import LatentSpace
 from darkroom.nn.mmdit import MMDiT
 from darkroom.nn.unet import UNet
@@ -73,6 +75,8 @@ def export_diffusers(model_folder: Path, out: Path, *, mkdir: bool = False) -> s
         raise InputError(f"{out}: already there; name a folder that is empty or does not exist")
     model = load_model(model_folder)
     target, autoencoder, spec = _target(model, model_folder), model.autoencoder, model.spec
+    if isinstance(autoencoder, Interposed):
+        raise InputError(f"{model_folder}: has an interposer, which diffusers has no place for")
     if not isinstance(autoencoder, AutoencoderKL):
         raise InputError(
             f"{model_folder}: the latent space of a {autoencoder.config.kind} cannot be exported"
@@ -179,22 +183,15 @@ def folded(autoencoder: AutoencoderKL, space: LatentSpace) -> dict[str, Tensor]:
     """
     tensors = dict(autoencoder.state_dict())
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (space.mean, space.std))
-    quant, bias = _conv(autoencoder.quant_conv, 2 * space.channels)
+    quant, bias = conv_matrix(autoencoder.quant_conv, 2 * space.channels)
     quant[: space.channels] /= std[:, None]
     bias[: space.channels] = (bias[: space.channels] - mean) / std
     bias[space.channels :] -= 2 * std.log()
-    post, post_bias = _conv(autoencoder.post_quant_conv, space.channels)
+    post, post_bias = conv_matrix(autoencoder.post_quant_conv, space.channels)
     convs = {"quant_conv": (quant, bias), "post_quant_conv": (post * std, post @ mean + post_bias)}
     for name, (matrix, shift) in convs.items():
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = matrix[:, :, None, None].float(), shift.float()
     return tensors
-
-
-def _conv(conv: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
-    """Matrix and bias of a 1x1 conv in float64, or of the identity in its place."""
-    if isinstance(conv, nn.Conv2d) and conv.bias is not None:
-        return conv.weight.detach()[:, :, 0, 0].double().clone(), conv.bias.detach().double().clone()
-    return torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
 
 
 def _sample_size(spec: DenoiserSpec) -> list[int]:

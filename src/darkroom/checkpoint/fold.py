@@ -26,8 +26,8 @@ def folded(
     encode, decode = (_raw(affine, autoencoder.latent_space) for affine in (to_denoiser, to_decoder))
     channels = autoencoder.config.latent_channels
     mean_rows, logvar_rows = slice(channels), slice(channels, None)
-    quant, bias = _conv(autoencoder.quant_conv, 2 * channels)
-    post, post_bias = _conv(autoencoder.post_quant_conv, channels)
+    quant, bias = conv_matrix(autoencoder.quant_conv, 2 * channels)
+    post, post_bias = conv_matrix(autoencoder.post_quant_conv, channels)
     parts = _parts_of_variance(encode.matrix, logvar)
     shares = parts.softmax(1)
     offset = parts.logsumexp(1) - shares @ logvar.cpu().double()
@@ -62,9 +62,9 @@ def _parts_of_variance(matrix: Tensor, logvar: Tensor) -> Tensor:
     return 2 * matrix.abs().clamp_min(SMALLEST).log() + logvar.cpu().double()
 
 
-def _conv(conv: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+def conv_matrix(conv: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     """Matrix and bias of a 1x1 conv in float64 on the host, or of the identity in its place."""
     if not isinstance(conv, nn.Conv2d):
         return torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    weight, bias = (parameter.detach().cpu().double() for parameter in conv.parameters())
+    weight, bias = (parameter.detach().cpu().double().clone() for parameter in conv.parameters())
     return weight[:, :, 0, 0], bias

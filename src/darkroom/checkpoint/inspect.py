@@ -28,6 +28,16 @@ VARIANTS = {
 }
 
 
+LAYOUTS = {
+    "original": "the original release's names",
+    "diffusers": "diffusers' names",
+    "legacy": "the names that diffusers had before 2023",
+    "hub": "the names of the hub's files",
+    "bare": "the names of transformers 5",
+    "openclip": "OpenCLIP's names",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComponentReport:
     """One network of a checkpoint: counts, and its names beside those of the nearest known network.
@@ -245,7 +255,7 @@ def _variant(family: str | None, found: Mapping[str, Nearest | None]) -> str | N
 
 
 def _left_out(anatomy: Anatomy, scales: Iterable[str]) -> dict[str, int]:
-    counts = {prefix: len(names) for prefix, names in anatomy.ignored.items()}
+    counts = {f"{prefix}*": len(names) for prefix, names in anatomy.ignored.items()}
     rest = {
         "buffers": len(anatomy.buffers),
         "markers": len(anatomy.markers),
@@ -256,8 +266,8 @@ def _left_out(anatomy: Anatomy, scales: Iterable[str]) -> dict[str, int]:
 
 def _seen(anatomy: Anatomy) -> Iterable[str]:
     for role, part in anatomy.components.items():
-        under = f" under {part.prefix}*" if part.prefix else ""
-        yield f"{role}: {len(part.names)} tensors of a {part.kind}{under}, named as {part.layout} does"
+        under = f", under {part.prefix}*" if part.prefix else ""
+        yield f"{role}: {len(part.names)} tensors by {LAYOUTS[part.layout]}{under}"
 
 
 def _names(found: Mapping[str, Nearest | None]) -> Iterable[str]:
@@ -312,6 +322,6 @@ def notes(found: Report) -> Iterable[str]:
     if found.unknown:
         yield f"unknown: {some(found.unknown)}"
     if found.left_out:
-        yield "left out: " + ", ".join(f"{count} {what}" for what, count in found.left_out.items())
+        yield "left out: " + ", ".join(f"{count} of {what}" for what, count in found.left_out.items())
     if found.stubs:
         yield f"in the pickle, not run: {some(found.stubs)}"

@@ -150,7 +150,7 @@ def _with_autoencoder(model: Model, autoencoder: Autoencoder) -> Model:
 
 def _encoder(role: str, part: Part, where: Path) -> TextEncoder:
     used = _used(role, part)
-    return filled(lambda: build_text_encoder(used.config), used.tensors, where)
+    return filled(lambda: used.blank or build_text_encoder(used.config), used.tensors, where)
 
 
 def _read_autoencoder(path: Path, dtype: torch.dtype, device: Device) -> Autoencoder:
@@ -189,7 +189,9 @@ def _load_file(
     network_part = files[path].network
     assert network_part is not None
     spec = _spec(entry, name, files[path], given=family is not None)
-    network = filled(lambda: build_network(network_part.config), network_part.tensors, path)
+    network = filled(
+        lambda: network_part.blank or build_network(network_part.config), network_part.tensors, path
+    )
     found = [where for where, parts in files.items() if parts.autoencoder is not None]
     if not found:
         raise InputError(f"{path}: holds no autoencoder: give its file or folder as a part")
@@ -247,7 +249,7 @@ def _read_parts(path: Path, dtype: torch.dtype, device: Device) -> Parts:
 
 def _used(role: str, part: Part) -> Part:
     """A text encoder as the families use it: CLIP L's pooled state never goes through its projection."""
-    if role != "clip_l":
+    if role != "clip_l" or "text_projection.weight" not in part.tensors:
         return part
     tensors = {name: t for name, t in part.tensors.items() if name != "text_projection.weight"}
     return Part(config=replace(part.config, projection_dim=None), tensors=tensors)

@@ -50,10 +50,14 @@ Config = TypeVar("Config", bound=NetworkConfig | AutoencoderConfig | TextConfig,
 
 @dataclass(frozen=True, kw_only=True)
 class Part(Generic[Config]):
-    """One network of a file: its config, and exactly its tensors under our names."""
+    """One network of a file: its config, and exactly its tensors under our names.
+
+    `blank` is the network on `meta`, where it was built already, to tell which tensors are its own.
+    """
 
     config: Config
     tensors: Tensors
+    blank: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +147,15 @@ def _part(component: Component, tensors: Mapping[str, Tensor]) -> tuple[Part[Any
     _check_clip(component, tensors)
     reading = read_component(component, tensors)
     with torch.device("meta"), Unfilled():
-        expected = BUILDERS.get(role, build_text_encoder)(reading.config).state_dict()
+        blank = BUILDERS.get(role, build_text_encoder)(reading.config)
+    expected = blank.state_dict()
     if missing := {name: tensor for name, tensor in expected.items() if name not in reading.tensors}:
         names = [prefix + name for name in reading.table(missing)]
         raise InputError(f"its {TITLES.get(kind, kind)} lacks {len(names)} tensors: {some(names)}")
     own = {name: reading.tensors[name] for name in expected}
     originals = {id(tensors[name]): name for name in component.names}
     extra = [originals.get(id(t), prefix + n) for n, t in reading.tensors.items() if n not in expected]
-    return Part(config=reading.config, tensors=own), extra
+    return Part(config=reading.config, tensors=own, blank=blank), extra
 
 
 def _check_clip(component: Component, tensors: Mapping[str, Tensor]) -> None:

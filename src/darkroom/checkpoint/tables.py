@@ -133,7 +133,7 @@ class AsMatrix:
 
 @dataclass(frozen=True)
 class Split:
-    """One tensor as several, cut along the first axis: q, k and v out of one matrix.
+    """One tensor as several, cut along the first axis: q, k and v out of one matrix, whose memory they share.
 
     `shares` say how many parts of the whole each gets; None cuts equal ones.
     """
@@ -147,7 +147,7 @@ class Split:
         for name, parts in _matches(self.source, tensors):
             whole = tensors.pop(name)
             pieces = whole.split(self._sizes(name, whole.shape[0]))
-            result |= {_fill(t, parts): p.clone() for t, p in zip(self.targets, pieces, strict=True)}
+            result |= {_fill(t, parts): p for t, p in zip(self.targets, pieces, strict=True)}
         return result
 
     def inverse(self) -> "Concat":

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -323,7 +324,12 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[Pair]]:
 
 
 def _released(path: Path) -> tuple[dict[str, int], list[Pair]]:
-    """Tokens and merges from OpenAI's file of merges alone."""
+    """Tokens and merges from OpenAI's file of merges alone; tokenizers of one model share it."""
+    return _released_once(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _released_once(path: Path, _: int) -> tuple[dict[str, int], list[Pair]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
