@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import time
 import tracemalloc
@@ -55,8 +56,9 @@ def test_types_of_less_than_a_byte_are_counted_in_bits(tmp_path: Path) -> None:
     )
     entries = read_safetensors(path).entries
     assert (entries["x"].nbytes, entries["y"].nbytes, entries["x"].numel) == (6, 3, 12)
-    with pytest.raises(InputError, match=r"x takes 1\.5 bytes as F4 \[3\], 2 by its offsets"):
-        read_safetensors(written(path, {"x": row("F4", [3], 0, 2)}, 2))
+    for size in (1, 2):
+        with pytest.raises(InputError, match=rf"x takes 1\.5 bytes as F4 \[3\], {size} by its offsets"):
+            read_safetensors(written(path, {"x": row("F4", [3], 0, size)}, size))
 
 
 def test_no_tensors_and_no_metadata_are_a_file(tmp_path: Path) -> None:
@@ -136,6 +138,17 @@ def test_what_ends_too_early_is_refused_before_it_is_read(
         path.write_bytes(text)
     tracemalloc.start()
     with pytest.raises(InputError, match=r"a\.safetensors: truncated, or not a safetensors file: "):
+        read_safetensors(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_header_of_2_gb_is_refused_though_it_is_there(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.safetensors", b"{}", 0, 2_000_000_000)
+    os.truncate(path, 3_000_000_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="its header would be 2000000000 bytes long"):
         read_safetensors(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -33,6 +33,12 @@ def read_header(path: Path) -> Header:
     return headers[0] if len(headers) == 1 else _joined(headers)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file, or the first of its shards, begins as GGUF's do; InputError where there is none."""
+    with next(iter(files_of(Path(path)))).open("rb") as file:
+        return file.read(len(GGUF)) == GGUF
+
+
 def files_of(path: Path) -> dict[Path, set[str] | None]:
     """Each file of `path` in order, with the names that its index gives it (None without an index)."""
     index = _index_of(path)

@@ -36,7 +36,7 @@ from darkroom.checkpoint.build import (
     build_text_encoder,
 )
 from darkroom.checkpoint.family_rows import find_row
-from darkroom.checkpoint.formats import read_header
+from darkroom.checkpoint.formats import is_gguf
 from darkroom.checkpoint.fp8_names import fp8_companions
 from darkroom.checkpoint.io import Device, cast, load_tensors
 from darkroom.checkpoint.other_files import other_file
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, dtype: torch.dtype | None = None, device: Device
     """
     path = Path(path)
     # Blocks of whole numbers take their place in memory only once, as what they are read as.
-    blocks = dtype if read_header(path).format == "gguf" else None
+    blocks = dtype if is_gguf(path) else None
     tensors = joined_halves(path, load_tensors(path, dtype=blocks)[0])
     if fp8_companions(tensors):
         tensors = decode_fp8(tensors, dtype or torch.bfloat16)

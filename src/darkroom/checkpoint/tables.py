@@ -309,7 +309,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 def _matches(pattern: str, tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[str, ...]]]:
     """The names that a pattern describes, with what its wildcards stand for in each."""
-    found = ((name, _regex(pattern).fullmatch(name)) for name in tensors)
+    start, regex = pattern.partition("*")[0], _regex(pattern)
+    found = ((name, regex.fullmatch(name)) for name in tensors if name.startswith(start))
     return [(name, match.groups()) for name, match in found if match]
 
 
