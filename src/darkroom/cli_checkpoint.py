@@ -4,7 +4,7 @@ As in `cli.py`, what needs torch is imported when it is used; `inspect` never ne
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -20,6 +20,9 @@ from darkroom.cli_options import (
 )
 from darkroom.errors import DarkroomError, InputError
 from darkroom.files import require_parent
+
+if TYPE_CHECKING:
+    from darkroom.checkpoint.measure import Measurement
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 To = Literal["single", "diffusers", "parts", "auto"]
@@ -49,18 +52,24 @@ def inspect(
     from darkroom.checkpoint.inspect import inspect, notes, rows, summary
 
     found = inspect(file)
-    known = _recognised(file) if fingerprint else None
+    known = _recognised(file) if fingerprint else {}
+    measured = _measured(file, pictures) if measure else None
     if json:
-        print(found.to_json(known))
+        beside: dict[str, object] = {"fingerprints": known} if fingerprint else {}
+        beside |= {"measured": measured.as_fields()} if measured else {}
+        print(found.to_json(beside))
         return
     print(summary(found))
     print_table(rows(found))
     for line in (*notes(found), *found.evidence):
         print(line)
-    for part, names in (known or {}).items():
+    for part, names in known.items():
         print(f"{part}: {' or '.join(names) or 'not among those known'}")
-    if measure:
-        _measure(file, pictures)
+    if measured:
+        from darkroom.checkpoint.measure import table, verdict
+
+        print_table(table(measured))
+        print(verdict(measured))
 
 
 def _recognised(file: Path) -> dict[str, tuple[str, ...]]:
@@ -69,13 +78,10 @@ def _recognised(file: Path) -> dict[str, tuple[str, ...]]:
     return {part.what: part.names for part in recognise(file)}
 
 
-def _measure(file: Path, images: list[Path]) -> None:
-    from darkroom.checkpoint.load import load_any
-    from darkroom.checkpoint.measure import measure_model, table, verdict
+def _measured(file: Path, images: list[Path]) -> "Measurement":
+    from darkroom.checkpoint.measure import measure_file
 
-    measured = measure_model(load_any(file), images)
-    print_table(table(measured))
-    print(verdict(measured))
+    return measure_file(file, images)
 
 
 def learn(file: Positional[Path], name: Positional[str]) -> None:

@@ -84,7 +84,7 @@ def test_tensors_are_those_that_were_saved(saved: Callable[..., Path], protocol:
     tensors = every_kind()
     path = saved(tensors, protocol)
     header = read_header(path)
-    assert (header.format, header.left_out, header.metadata) == ("pickle", (), {})
+    assert (header.format, header.stubs, header.metadata) == ("pickle", (), {})
     assert_same(load_tensors(path)[0], tensors)
     strided = {name for name, entry in header.entries.items() if entry.strides is not None}
     assert strided == {"transposed", "sliced", "expanded", "channels_last"}
@@ -105,7 +105,7 @@ def test_a_module_with_parameters_buffers_and_metadata(saved: Callable[..., Path
     assert_same(load_tensors(path)[0], dict(torch.load(path, weights_only=True)))
     path = saved({name: nn.Parameter(tensor) for name, tensor in state.items() if tensor.is_floating_point()})
     assert_same(load_tensors(path)[0], torch.load(path, weights_only=True))
-    assert read_header(path).left_out == ()
+    assert read_header(path).stubs == ()
 
 
 class Named(Tensor):
@@ -117,7 +117,7 @@ def test_tensors_of_a_class_and_with_attributes(saved: Callable[..., Path]) -> N
     tagged.note = "mine"
     path = saved({"a": torch.ones(2).as_subclass(Named), "b": tagged})
     assert_same(load_tensors(path)[0], {"a": torch.ones(2), "b": torch.arange(3.0)})
-    assert [name.rpartition(".")[2] for name in read_header(path).left_out] == ["Named"]
+    assert [name.rpartition(".")[2] for name in read_header(path).stubs] == ["Named"]
 
 
 def test_tied_tensors_share_their_bytes(saved: Callable[..., Path]) -> None:
@@ -133,7 +133,7 @@ def test_real_files(shared: Path) -> None:
     assert len(files) >= 4
     for path in files:
         assert_same(load_tensors(path)[0], dict(torch.load(path, weights_only=True, map_location="cpu")))
-        assert read_header(path).left_out == ()
+        assert read_header(path).stubs == ()
 
 
 WRAPPED = {
@@ -190,7 +190,7 @@ def test_what_lies_beside_the_state_dict_is_named(saved: Callable[..., Path]) ->
     assert list(header.entries) == ["w"]
     assert header.metadata == {"epoch": "3", "rate": "0.5", "done": "True", "note": "fin"}
     expected = ("optimizer_states: 2 tensors", "step: 1 tensor", "lrs", "raw", "large")
-    assert header.left_out == expected
+    assert header.stubs == expected
 
 
 def test_an_embedding_as_stable_diffusion_webui_saves_it(saved: Callable[..., Path]) -> None:
@@ -200,7 +200,7 @@ def test_an_embedding_as_stable_diffusion_webui_saves_it(saved: Callable[..., Pa
         "name": "cat",
     }
     header = read_header(saved(embedding))
-    assert (header.shapes, header.metadata, header.left_out) == (
+    assert (header.shapes, header.metadata, header.stubs) == (
         {"*": (2, 8)},
         {"name": "cat"},
         ("string_to_token",),
@@ -214,7 +214,7 @@ def test_containers_are_python_s(saved: Callable[..., Path]) -> None:
     path = saved(OrderedDict(inner=nested, odd={(1, 2): torch.zeros(1), "w": torch.ones(1)}))
     header = read_header(path)
     assert list(header.entries) == ["inner.a.0", "odd.w"]
-    assert header.left_out == ("items whose keys are no text or numbers",)
+    assert header.stubs == ("items whose keys are no text or numbers",)
 
 
 SCALARS = [
@@ -232,7 +232,7 @@ SCALARS = [
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_numpy_scalars_are_read(saved: Callable[..., Path], scalar: np.generic, protocol: int) -> None:
     header = read_header(saved({"w": torch.ones(1), "best": scalar}, protocol))
-    assert header.metadata == {"best": str(scalar.item())} and header.left_out == ()
+    assert header.metadata == {"best": str(scalar.item())} and header.stubs == ()
 
 
 def test_numpy_scalars_of_the_older_numpy_and_the_other_byte_order(tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_numpy_scalars_of_the_older_numpy_and_the_other_byte_order(tmp_path: Pat
     assert pickled.Machine().read(io.BytesIO(data))["best"] == 0.1
 
 
-def test_numpy_arrays_and_texts_are_left_out(saved: Callable[..., Path]) -> None:
+def test_numpy_arrays_and_texts_are_stubs(saved: Callable[..., Path]) -> None:
     header = read_header(saved({"w": torch.ones(1), "a": np.ones(3), "t": np.str_("x")}))
     assert header.metadata == {}
-    assert {"a", "t"} < set(header.left_out)
-    assert any("_reconstruct" in name for name in header.left_out)
+    assert {"a", "t"} < set(header.stubs)
+    assert any("_reconstruct" in name for name in header.stubs)
 
 
 class Reduced:
@@ -307,7 +307,7 @@ def made_class(monkeypatch: pytest.MonkeyPatch, module: str, name: str, **member
     return made
 
 
-def test_a_callback_and_a_config_of_a_training_framework_are_left_out(
+def test_a_callback_and_a_config_of_a_training_framework_are_stubs(
     saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, watched: list[str]
 ) -> None:
     callback = made_class(monkeypatch, "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
@@ -324,7 +324,7 @@ def test_a_callback_and_a_config_of_a_training_framework_are_left_out(
     header = read_header(path)
     assert watched == []
     assert header.shapes == {"w": (2,)} and header.metadata == {"epoch": "1"}
-    assert header.left_out == (
+    assert header.stubs == (
         "items whose keys are no text or numbers",
         "omegaconf.dictconfig.DictConfig",
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -350,7 +350,7 @@ def test_code_is_named_and_not_run(
     watched.clear()
     header = read_header(path)
     assert watched == [] and not marker.exists()
-    assert header.left_out == ("builtins.eval", "builtins.getattr", f"{os.name}.system", "a", "b", "c")
+    assert header.stubs == ("builtins.eval", "builtins.getattr", f"{os.name}.system", "a", "b", "c")
     assert_same(load_tensors(path)[0], {"w": torch.ones(2)})
     assert not marker.exists()
     torch.load(path, weights_only=False)
@@ -367,7 +367,7 @@ def test_code_hidden_in_a_tensor_a_key_or_a_state_is_not_run(
     watched.clear()
     header = read_header(path)
     assert not marker.exists() and not any("system" in event for event in watched)
-    assert header.shapes == {"w": (2,)} and f"{os.name}.system" in header.left_out
+    assert header.shapes == {"w": (2,)} and f"{os.name}.system" in header.stubs
 
 
 def test_a_plain_pickle_with_code_is_refused_by_name(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_storage_that_lies_is_refused(tmp_path: Path, storage: bytes, message:
         read_header(path)
 
 
-def test_storages_that_only_torch_has_are_left_out(tmp_path: Path) -> None:
+def test_storages_that_only_torch_has_are_stubs(tmp_path: Path) -> None:
     quantised = tensor_pickle(GOOD, STORAGE.replace(b"FloatStorage", b"QInt8Storage"))
     path = data_pkl(tmp_path / "a.pt", quantised, _0=bytes(16))
     with pytest.raises(InputError, match=r"it holds no tensors; it refers to torch\.QInt8Storage"):
@@ -167,7 +167,7 @@ def test_a_bomb_is_refused_before_it_goes_off(
     assert time.process_time() - start < 5
 
 
-def test_keys_that_are_slow_to_hash_are_left_out(tmp_path: Path) -> None:
+def test_keys_that_are_slow_to_hash_are_stubs(tmp_path: Path) -> None:
     multiples = b"".join(pickle.dumps((2**61 - 1) * (i + 16), 2)[2:-1] + b"N" for i in range(30_000))
     for key in (DOUBLED + b"N", multiples):
         path = data_pkl(tmp_path / "a.pt", tensor_pickle(GOOD)[:-1] + b"(" + key + b"u.", _0=bytes(16))
@@ -175,7 +175,7 @@ def test_keys_that_are_slow_to_hash_are_left_out(tmp_path: Path) -> None:
         header = read_header(path)
         assert time.process_time() - start < 3
         assert list(header.entries) == ["w"]
-        assert header.left_out == ("items whose keys are no text or numbers",)
+        assert header.stubs == ("items whose keys are no text or numbers",)
 
 
 def test_views_of_storages_in_the_older_format(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_entries_say_where_the_bytes_are(tmp_path: Path) -> None:
     }
     save_file(tensors, path, {"title": "東京"})
     header = read_safetensors(path)
-    assert (header.format, header.metadata, header.left_out) == ("safetensors", {"title": "東京"}, ())
+    assert (header.format, header.metadata, header.stubs) == ("safetensors", {"title": "東京"}, ())
     assert header.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     data = path.read_bytes()
     for name, entry in header.entries.items():

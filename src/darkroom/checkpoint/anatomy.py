@@ -1,12 +1,10 @@
 """Which parts of a model a file's tensors belong to, by their names and shapes. No torch here."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from darkroom.checkpoint.header import Shape
-
-Shapes = Mapping[str, Shape]
+from darkroom.checkpoint.header import Shape, Shapes
 
 NETWORK, AUTOENCODER = "network", "autoencoder"
 CLIP_TOKENS = "embeddings.token_embedding.weight"
@@ -44,7 +42,8 @@ BUFFERS = re.compile(
     r"|denoiser\.sigmas|(.+\.)?(position_ids|logit_scale|attn_mask)"
 )
 SCALE, MEAN, STD = "scale_factor", "edm_mean", "edm_std"
-MARKERS = ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+V_PRED, ZERO_SNR, EDM_V = "v_pred", "ztsnr", "edm_vpred."
+MARKERS = (V_PRED, ZERO_SNR, f"{EDM_V}sigma_max", f"{EDM_V}sigma_min")
 
 
 @dataclass(frozen=True)

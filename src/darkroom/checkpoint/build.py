@@ -88,8 +88,18 @@ def filled(build: Callable[[], Module], tensors: Mapping[str, Tensor], where: ob
     except ValueError as error:  # torch's, of numbers that don't fit together, such as groups and channels
         raise InputError(f"{where}: no network has these shapes: {error}") from error
     _check_names(where, module.state_dict(), tensors)
-    module.load_state_dict(tensors, strict=True, assign=True)
+    _assign(module, tensors)
     return module.eval()
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """As `load_state_dict` with `assign`, whose bookkeeping takes much of the time that opening does."""
+    owners = dict(module.named_modules())
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        blank = getattr(owners[owner], leaf)
+        trained = isinstance(blank, nn.Parameter)
+        setattr(owners[owner], leaf, nn.Parameter(tensor, blank.requires_grad) if trained else tensor)
 
 
 class Unfilled(TorchFunctionMode):

@@ -46,8 +46,8 @@ PROJECTION = "text_projection.weight"
 class Arranged:
     """A model in its new layout.
 
-    `extra` are tensors that it has no room for, with what `origin` says of the way back; `absent` are names
-    that the new layout must not have.
+    `beside` are tensors of no network that have their place there, `extra` those that have none, with what
+    `origin` says of the way back. `absent` are names that the layout must not have, `half` is that of `Loose`.
     """
 
     family: str | None

@@ -1,12 +1,10 @@
 """Which family a denoising network is of, by facts that names and shapes show. No torch here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from darkroom.checkpoint.header import Shape
+from darkroom.checkpoint.header import Shapes
 from darkroom.errors import InputError
-
-Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _check_shard(file: Path, expected: set[str], found: set[str]) -> None:
 
 
 def _joined(headers: list[Header]) -> Header:
-    whole = Header(headers[0].format, {}, {}, tuple(name for header in headers for name in header.left_out))
+    whole = Header(headers[0].format, {}, {}, tuple(name for header in headers for name in header.stubs))
     for header in headers:
         whole.entries.update(header.entries)
         whole.metadata.update(header.metadata)

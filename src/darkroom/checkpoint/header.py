@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 # Beyond these there is no tensor, only a file that lies.
 MAX_DIMS = 64
@@ -40,14 +42,14 @@ class Entry:
 class Header:
     """The tensors of a file or of its shards by name, and what else is written there.
 
-    `left_out` is what a pickle holds beside tensors and plain values, each by its dotted name: nothing of it
+    `stubs` is what a pickle holds beside tensors and plain values, each by its dotted name: nothing of it
     was run.
     """
 
     format: Literal["safetensors", "gguf", "pickle"]
     entries: dict[str, Entry]
     metadata: dict[str, str]
-    left_out: tuple[str, ...] = ()
+    stubs: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, Shape]:

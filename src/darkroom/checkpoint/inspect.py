@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.checkpoint.anatomy import AUTOENCODER, MEAN, NETWORK, Anatomy, Component, dissect
-from darkroom.checkpoint.family_rows import describe, find_row
 from darkroom.checkpoint.formats import read_header
 from darkroom.checkpoint.fp8_names import fp8_companions
 from darkroom.checkpoint.header import Entry, Header
-from darkroom.checkpoint.known import Nearest, families, nearest
+from darkroom.checkpoint.known import Nearest, families, nearest, network_family
 from darkroom.checkpoint.other_files import other_file
 from darkroom.checkpoint.prediction import Told, told_prediction
-from darkroom.errors import InputError, some
+from darkroom.errors import some
 
 VARIANTS = {
     "sd1": "base",
@@ -64,7 +63,7 @@ class Report:
 
     `kind` says model, network, autoencoder, text encoder, or what else it is (LoRA, ControlNet, ...).
     `family` is one of `darkroom models`, or the nearest. `left_out` counts tensors beside the networks by
-    what they are, and names what a pickle holds beside tensors. `evidence` says why.
+    what they are, `stubs` are what a pickle holds beside tensors. `evidence` says why.
     """
 
     path: str
@@ -82,10 +81,9 @@ class Report:
     metadata: dict[str, str] = field(default_factory=dict)
     evidence: tuple[str, ...] = ()
 
-    def to_json(self, fingerprints: Mapping[str, Sequence[str]] | None = None) -> str:
-        """The report as JSON, its fields by name; with known names by part if they were looked for."""
-        fields = asdict(self) | ({} if fingerprints is None else {"fingerprints": fingerprints})
-        return json.dumps(fields, indent=2, ensure_ascii=False)
+    def to_json(self, beside: Mapping[str, object] | None = None) -> str:
+        """The report as JSON, its fields by name, with what else was found out."""
+        return json.dumps(asdict(self) | dict(beside or {}), indent=2, ensure_ascii=False)
 
 
 def inspect(path: str | Path) -> Report:
@@ -119,7 +117,7 @@ def report(path: Path, header: Header) -> Report:
             bytes=whole.bytes,
             components={other.kind: whole},
             unknown=other.unknown,
-            stubs=header.left_out,
+            stubs=header.stubs,
             metadata=header.metadata,
             evidence=(f"names of tensors are those of a {other.kind} ({other.form})",),
         )
@@ -131,13 +129,14 @@ def _report_own(path: Path, header: Header) -> Report:
     kind = str(json.loads(header.metadata["config"]).get("kind"))
     spec = json.loads(header.metadata.get("denoiser", "{}"))
     role = NETWORK if spec else AUTOENCODER if kind.startswith(AUTOENCODER) else kind
+    what = {NETWORK: "network", AUTOENCODER: "autoencoder", "interposer": "interposer"}
     part = _count(kind, "darkroom", header.entries, tuple(header.entries), None)
     noise = spec.get("path", {})
     snr = ", zero terminal SNR" if noise.get("zero_terminal_snr") else ""
     return Report(
         path=str(path),
         format=header.format,
-        kind="network" if spec else "autoencoder" if role == AUTOENCODER else "text encoder",
+        kind=what.get(role, "text encoder"),
         family=f"darkroom/{kind}",
         variant=None,
         prediction=spec.get("prediction"),
@@ -172,29 +171,20 @@ def _report_model(path: Path, header: Header) -> Report:
         components=parts,
         unknown=anatomy.unknown,
         left_out=_left_out(anatomy, scales),
-        stubs=header.left_out,
+        stubs=header.stubs,
         metadata=header.metadata,
         evidence=(*_seen(anatomy), *evidence, *_names(found), *told.evidence),
     )
 
 
 def _family(anatomy: Anatomy, shapes: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
-    """The family of the network, by widths that only it has; else the nearest by names."""
+    """The family of the network, if there is one, and why."""
     network = anatomy.components.get(NETWORK)
     if network is None:
         return None, ()
-    bare = network.bare(shapes)
-    facts = f"{network.kind}: {describe(network.kind, bare)}"
-    try:
-        family = find_row(network.kind, bare, edm=MEAN in anatomy.markers).family
-        return family, (f"{facts}: only {family} has these",)
-    except InputError:
-        near = nearest(network.kind, network.layout, bare)
-        if near is None or near.missing or near.unexpected:
-            return None, (f"{facts}: no known family has these",)
-        predicts = "edm" if MEAN in anatomy.markers else families()[near.of[0]]["prediction"]
-        family = next((f for f in near.of if families()[f]["prediction"] == predicts), near.of[0])
-        return family, (f"{facts}: no known family has these; names are those of {family}",)
+    edm = MEAN in anatomy.markers
+    family, why = network_family(network.kind, network.layout, network.bare(shapes), edm=edm)
+    return family, (why,)
 
 
 def _nearest(part: Component, shapes: Mapping[str, Any], family: str | None) -> Nearest | None:
@@ -277,7 +267,7 @@ def _names(found: Mapping[str, Nearest | None]) -> Iterable[str]:
         like = " or ".join(near.of)
         if near.exact:
             yield f"{role}: names and shapes are exactly those of {like}"
-        elif not (near.missing or near.unexpected):
+        elif near.same_names:
             yield f"{role}: names are those of {like}, {len(near.reshaped)} shapes are not"
         else:
             differ = f"{len(near.missing)} names missing, {len(near.unexpected)} unexpected"

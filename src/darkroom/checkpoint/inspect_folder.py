@@ -1,6 +1,5 @@
 """What a model's folder is, from the headers of its files and what it says itself. No torch here."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +8,11 @@ from darkroom.checkpoint.anatomy import NETWORK
 from darkroom.checkpoint.folder_files import INDEX, is_diffusers, weight_files
 from darkroom.checkpoint.formats import read_header
 from darkroom.checkpoint.inspect import ComponentReport, Report, report
+from darkroom.checkpoint.prediction import scheduler_prediction
 from darkroom.errors import InputError
 from darkroom.files import read_json
 
 SCHEDULER = "scheduler/scheduler_config.json"
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
 
 def inspect_folder(folder: Path) -> Report:
@@ -62,12 +61,11 @@ def _as_the_folder_says(found: Report, folder: Path) -> Report:
     if not (folder / SCHEDULER).is_file():
         return replace(found, evidence=tuple(evidence))
     fields = read_json(folder / SCHEDULER)
-    said = fields.get("prediction_type")
-    prediction = PREDICTIONS.get(str(said), found.prediction)
-    if "sigma_data" in fields:
-        prediction = "edm"
+    prediction = scheduler_prediction(fields) or found.prediction
     schedule = found.schedule or ""
     if fields.get("rescale_betas_zero_snr") and "zero terminal" not in schedule:
         schedule = f"{schedule}, zero terminal SNR"
-    evidence.append(f"{SCHEDULER}: {json.dumps(fields.get('_class_name'))}, prediction_type {said!r}")
+    evidence.append(
+        f"{SCHEDULER}: {fields.get('_class_name')}, prediction_type {fields.get('prediction_type')}"
+    )
     return replace(found, prediction=prediction, schedule=schedule or None, evidence=tuple(evidence))

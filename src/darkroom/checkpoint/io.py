@@ -139,7 +139,11 @@ def _load_gguf(data: mmap.mmap, name: str, entry: Entry, device: Device, dtype: 
 def _bytes(data: mmap.mmap, entry: Entry, alignment: int) -> Tensor:
     """The bytes of a tensor, of the file itself where they are aligned for its type."""
     raw = torch.frombuffer(data, dtype=torch.uint8, count=entry.nbytes, offset=entry.offset)
-    return raw if raw.data_ptr() % alignment == 0 else raw.clone()
+    if raw.data_ptr() % alignment == 0:
+        return raw
+    copy = raw.clone()
+    _release(data, entry)
+    return copy
 
 
 def _release(data: mmap.mmap, entry: Entry) -> None:

@@ -6,15 +6,15 @@ The lists lie in `known.zip`, which `tools/known_lists.py` makes from the famili
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.header import Shape
-
-Shapes = Mapping[str, Shape]
+from darkroom.checkpoint.family_rows import describe, find_row
+from darkroom.checkpoint.header import Shape, Shapes
+from darkroom.errors import InputError
 
 ARCHIVE = Path(__file__).with_name("known.zip")
 SMALL = 32  # dims below it say how many channels there are, and stay when a network is made narrower
@@ -34,9 +34,14 @@ class Nearest:
     reshaped: tuple[str, ...]
 
     @property
+    def same_names(self) -> bool:
+        """Whether no name is missing or too much."""
+        return not (self.missing or self.unexpected)
+
+    @property
     def exact(self) -> bool:
         """Whether names and shapes are all the same."""
-        return not (self.missing or self.unexpected or self.reshaped)
+        return self.same_names and not self.reshaped
 
 
 def nearest(kind: str, layout: str, shapes: Shapes, family: str | None = None) -> Nearest | None:
@@ -59,6 +64,21 @@ def nearest(kind: str, layout: str, shapes: Shapes, family: str | None = None) -
         unexpected=tuple(name for name in shapes if name not in known),
         reshaped=tuple(n for n, shape in shapes.items() if n in known and tuple(known[n]) != tuple(shape)),
     )
+
+
+def network_family(kind: str, layout: str, shapes: Shapes, *, edm: bool) -> tuple[str | None, str]:
+    """The family of a denoising network, and why: by widths that only it has, else by all its names."""
+    facts = f"{kind}: {describe(kind, shapes)}"
+    try:
+        family = find_row(kind, shapes, edm=edm).family
+        return family, f"{facts}: only {family} has these"
+    except InputError:
+        near = nearest(kind, layout, shapes)
+    if near is None or not near.same_names:
+        return None, f"{facts}: no known family has these"
+    predicts = "edm" if edm else families()[near.of[0]]["prediction"]
+    family = next((f for f in near.of if families()[f]["prediction"] == predicts), near.of[0])
+    return family, f"{facts}: no known family has these; names are those of {family}"
 
 
 @cache

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from darkroom.checkpoint.anatomy import EDM_V, V_PRED, ZERO_SNR
 from darkroom.checkpoint.build import (
     Autoencoder,
     build_autoencoder,
@@ -33,6 +34,7 @@ from darkroom.checkpoint.model import (
     load_model,
     load_model_autoencoder,
 )
+from darkroom.checkpoint.prediction import V_SPREAD, V_TELLTALES
 from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, some, unknown
@@ -41,9 +43,6 @@ from darkroom.nn.latent_space import LatentSpace
 from darkroom.presets import bundled, model_folder
 from darkroom.text.conditioning import TextEncoder, TextPart
 from darkroom.text.find import Kind, find_tokenizer
-
-# Above this spread of one norm's biases SD 2's weights predict v: ComfyUI's rule, which files leave us.
-V_TELLTALE, V_SPREAD = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
 
 # The kind of tokenizer in front of each text encoder; a class embedder has none.
 TOKENIZERS: dict[str, Kind] = {
@@ -268,17 +267,17 @@ def _spec(family: Family, name: str, parts: Parts, *, given: bool) -> DenoiserSp
     if parts.scale_factor is not None:
         space = spec.latent_space
         spec = replace(spec, latent_space=scaled(space.channels, space.stride, parts.scale_factor))
-    if any(marker.startswith("edm_vpred") for marker in parts.markers):
+    if any(marker.startswith(EDM_V) for marker in parts.markers):
         raise InputError("edm_vpred checkpoints are not supported: give one that predicts eps, v or edm")
-    if "v_pred" in parts.markers:
-        path = replace(spec.path, zero_terminal_snr="ztsnr" in parts.markers)
+    if V_PRED in parts.markers:
+        path = replace(spec.path, zero_terminal_snr=ZERO_SNR in parts.markers)
         spec = replace(spec, prediction="v", path=path)
     return spec
 
 
 def _predicts_v(parts: Parts) -> bool:
     assert parts.network is not None
-    telltale = parts.network.tensors.get(V_TELLTALE)
+    telltale = parts.network.tensors.get(V_TELLTALES["diffusers"])
     return telltale is None or telltale.is_meta or float(telltale.float().std()) > V_SPREAD
 
 

@@ -15,11 +15,10 @@ from darkroom.checkpoint.configs.text import text_config_from_transformers
 from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
 from darkroom.checkpoint.diffusers_folder import PIPELINES, family_of, read_config
-from darkroom.checkpoint.family_rows import find_row
 from darkroom.checkpoint.folder_files import CONFIG, EXTRA, INDEX, is_diffusers, weight_files
 from darkroom.checkpoint.fp8_names import fp8_companions
 from darkroom.checkpoint.io import load_tensors
-from darkroom.checkpoint.known import nearest
+from darkroom.checkpoint.known import nearest, network_family
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.other_files import other_file
 from darkroom.checkpoint.places import text_role
@@ -75,7 +74,7 @@ class Loose:
     """A model taken apart; `extra` are tensors of no network, by their names where they were.
 
     `origin` says how it lay before an earlier conversion, if there was one, and `carried` are tensors that
-    had no room since.
+    had no room since. `half` is encoder or decoder where a tiny autoencoder came as two files.
     """
 
     form: Form
@@ -117,7 +116,8 @@ def _named(tensors: Mapping[str, Tensor], where: Path, family: str | None, confi
     anatomy = dissect(shapes)
     network = anatomy.components.get(NETWORK)
     if network is not None and family is None:
-        family = _family(network, shapes, edm=MEAN in anatomy.markers)
+        bare, edm = network.bare(shapes), MEAN in anatomy.markers
+        family, _ = network_family(network.kind, network.layout, bare, edm=edm)
     pieces = {
         role: _piece(part, tensors, config or _config(part, tensors, family, where))
         for role, part in anatomy.components.items()
@@ -146,19 +146,10 @@ def _config(part: Component, tensors: Mapping[str, Tensor], family: str | None, 
         return read_component(part, meta).config
     except InputError as error:
         near = nearest(part.kind, part.layout, part.bare(shapes_of(meta)), family)
-        if near is None or near.missing or near.unexpected:
+        if near is None or not near.same_names:
             raise InputError(f"{where}: {error}") from error
         name = near.of[0]
         return FAMILIES[name].network if name in FAMILIES else KNOWN_PARTS[name]
-
-
-def _family(network: Component, shapes: Mapping[str, Any], *, edm: bool) -> str | None:
-    bare = network.bare(shapes)
-    try:
-        return find_row(network.kind, bare, edm=edm).family
-    except InputError:
-        near = nearest(network.kind, network.layout, bare)
-        return near.of[0] if near and not (near.missing or near.unexpected) else None
 
 
 def _of_other(tensors: Mapping[str, Tensor], where: Path, kind: str, family: str | None) -> Loose:
@@ -180,6 +171,8 @@ def extra_file(path: Path, form: Form) -> Path:
 
 def _folder(folder: Path, family: str | None) -> Loose:
     form: Form = "diffusers" if is_diffusers(folder) else "parts"
+    if any(folder.glob("denoiser.safetensors*")):
+        raise InputError(f"{folder}: is darkroom's own: write it for diffusers first, by `darkroom export`")
     files = dict(weight_files(folder))
     if not files and not extra_file(folder, form).exists():
         raise InputError(f"{folder}: no file of weights here, nor in the folders of its parts")

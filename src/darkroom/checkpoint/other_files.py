@@ -1,12 +1,9 @@
 """Files of tensors that are no models: LoRAs, ControlNets, words, halves. No torch here."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from darkroom.checkpoint.header import Shape
-
-Shapes = Mapping[str, Shape]
+from darkroom.checkpoint.header import Shapes
 
 
 @dataclass(frozen=True, kw_only=True)

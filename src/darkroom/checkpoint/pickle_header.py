@@ -48,7 +48,7 @@ def read_zip_pickle(path: Path) -> Header:
     """Read the header of a zip file of `torch.save`, its format since PyTorch 1.6.
 
     Its state dict is the whole or under a usual name (`state_dict`, `ema`, `model`, ...), nested dicts joined
-    by dots. Plain values beside tensors become metadata; all else is named in `left_out`, and nothing of it
+    by dots. Plain values beside tensors become metadata; all else is named in `stubs`, and nothing of it
     is run. Raises InputError naming the file and what is wrong: damaged, compressed, or without tensors.
     """
     path = Path(path)
@@ -163,20 +163,20 @@ def _header(path: Path, machine: Machine, value: Any, places: Places, size: int)
         raise ValueError(f"it holds no dict of tensors{_names(machine)}")
     state, beside = _unwrap(value)
     header = Header("pickle", {}, {})
-    left_out: list[str] = []
+    stubs: list[str] = []
     for name, item in beside.items():
-        _note(machine, header, left_out, name, item, sum(1 for _ in _tensors(machine, name, item)))
+        _note(machine, header, stubs, name, item, sum(1 for _ in _tensors(machine, name, item)))
     for key, item in state.items():
         found = list(_tensors(machine, str(key), item))
         _add_entries(path, header, found, places)
         if not found:
-            _note(machine, header, left_out, str(key), item, 0)
+            _note(machine, header, stubs, str(key), item, 0)
     if not header.entries:
         raise ValueError(f"it holds no tensors{_names(machine)}")
     values = sum(entry.numel * BITS[entry.dtype] // 8 for entry in header.entries.values())
     if values > MAX_REUSE * size + SMALL:
         raise ValueError(f"its tensors would take {values} bytes, and the file has {size}")
-    return replace(header, left_out=(*sorted(machine.left_out), *left_out))
+    return replace(header, stubs=(*sorted(machine.stubs), *stubs))
 
 
 def _unwrap(value: dict[Any, Any], path: str = "", depth: int = 0) -> tuple[dict[Any, Any], dict[str, Any]]:
@@ -228,16 +228,16 @@ def _add_entries(path: Path, header: Header, found: list[tuple[str, PickledTenso
         )
 
 
-def _note(machine: Machine, header: Header, left_out: list[str], name: str, item: Any, tensors: int) -> None:
+def _note(machine: Machine, header: Header, stubs: list[str], name: str, item: Any, tensors: int) -> None:
     """Keep a plain value as metadata, and say what else there was."""
     text = _plain(machine, item)
     name = name if name_fault(name) is None else reprlib.repr(name)
     if text is not None:
         header.metadata[name] = text
     elif tensors:
-        left_out.append(f"{name}: {tensors} tensor{'s' if tensors > 1 else ''}")
+        stubs.append(f"{name}: {tensors} tensor{'s' if tensors > 1 else ''}")
     elif item is not None:
-        left_out.append(name)
+        stubs.append(name)
 
 
 def _plain(machine: Machine, value: Any) -> str | None:
@@ -252,4 +252,4 @@ def _plain(machine: Machine, value: Any) -> str | None:
 
 def _names(machine: Machine) -> str:
     """What to say of the classes and functions that a pickle names."""
-    return f"; it refers to {some(machine.left_out)}, of which nothing was run" if machine.left_out else ""
+    return f"; it refers to {some(machine.stubs)}, of which nothing was run" if machine.stubs else ""

@@ -94,7 +94,7 @@ class NumpyDtype:
 class Machine:
     """Reads pickles one after the other, and remembers what it left out and which storages it met."""
 
-    left_out: dict[str, None] = field(default_factory=dict)
+    stubs: dict[str, None] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     steps: int = 0
     stack: list[Any] = field(default_factory=list)
@@ -162,7 +162,7 @@ class Machine:
         if len(keys) != len(values):
             raise ValueError("it has a key without a value")
         if any(not _is_key(key) for key in keys):
-            self.left_out["items whose keys are no text or numbers"] = None
+            self.stubs["items whose keys are no text or numbers"] = None
         return {key: value for key, value in zip(keys, values, strict=True) if _is_key(key)}
 
     def push_global(self, module: object, name: object) -> None:
@@ -170,8 +170,8 @@ class Machine:
             raise ValueError("it refers to a class or function without a name")
         dotted = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if not (dotted in FUNCTIONS or dotted in STORAGE_DTYPES or dotted in DTYPES or dotted in TYPES):
-            self.left_out[dotted if dotted.isprintable() else ascii(dotted)] = None
-        if len(self.left_out) > MAX_LEFT_OUT:
+            self.stubs[dotted if dotted.isprintable() else ascii(dotted)] = None
+        if len(self.stubs) > MAX_LEFT_OUT:
             raise ValueError(f"it refers to more than {MAX_LEFT_OUT} classes and functions")
         self.stack.append(Global(dotted))
 

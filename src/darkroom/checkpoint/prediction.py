@@ -4,8 +4,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from darkroom.checkpoint.anatomy import NETWORK, Anatomy
+from darkroom.checkpoint.anatomy import EDM_V, MEAN, NETWORK, STD, V_PRED, ZERO_SNR, Anatomy
 from darkroom.checkpoint.header import Entry, Header
 from darkroom.checkpoint.known import families
 
@@ -19,6 +20,11 @@ V_TELLTALES = {
 METADATA = {"modelspec.prediction_type": {"epsilon": "eps", "v": "v"}, "ss_v_parameterization": {"True": "v"}}
 ITEM = {"F32": "f", "F16": "e", "F64": "d", "BF16": "H"}
 UNSAID = "the file does not say what it predicts: {} is the family's; fine-tunes differ, --measure tells"
+
+
+# What diffusers' schedulers call predictions; those of EDM's path say what the preconditioned network is.
+SCHEDULER_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
+EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "v"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ def told_prediction(family: str | None, header: Header, anatomy: Anatomy) -> Tol
     if family is None:
         return Told(None, None, ("no family is known, so what it predicts is not: --measure tells",))
     known = families()[family]
-    schedule = known["path"] + (", zero terminal SNR" if "ztsnr" in anatomy.markers else "")
+    schedule = known["path"] + (", zero terminal SNR" if ZERO_SNR in anatomy.markers else "")
     if found := _said(header.metadata, anatomy):
         return Told(found[0], schedule, (found[1],))
     if family == "sd2" and (spread := _spread(header.entries, anatomy)) is not None:
@@ -45,13 +51,21 @@ def told_prediction(family: str | None, header: Header, anatomy: Anatomy) -> Tol
     return Told(known["prediction"], schedule, (UNSAID.format(known["prediction"]),))
 
 
+def scheduler_prediction(fields: Mapping[str, Any]) -> str | None:
+    """What a network predicts by the config of diffusers' scheduler; None for a name that is not known."""
+    if "shift" in fields or fields.get("use_flow_sigmas"):
+        return "flow"
+    names = EDM_PREDICTIONS if "sigma_data" in fields else SCHEDULER_PREDICTIONS
+    return names.get(str(fields.get("prediction_type", "epsilon")))
+
+
 def _said(metadata: Mapping[str, str], anatomy: Anatomy) -> tuple[str, str] | None:
     for marker in sorted(anatomy.markers):
-        if marker in ("v_pred", "ztsnr"):
+        if marker in (V_PRED, ZERO_SNR):
             return "v", f"the tensor {marker} says that it predicts v"
-        if marker.startswith("edm_vpred"):
+        if marker.startswith(EDM_V):
             return "edm v", f"the tensor {marker} says that it predicts v along EDM's path"
-        if marker in ("edm_mean", "edm_std"):
+        if marker in (MEAN, STD):
             return "edm", f"the tensor {marker} says that it is trained as EDM"
     for key, values in METADATA.items():
         if (value := metadata.get(key)) in values:

@@ -36,9 +36,9 @@ def prune(
     dtype: torch.dtype | None = None,
     full_autoencoder: bool = False,
 ) -> Pruned:
-    """Leave out the averaged copies of weights (`drop`), or put them in the place of the others (`use`).
+    """A checkpoint's tensors without losses and averaged copies, in `dtype`.
 
-    Losses go in any case. Floating-point tensors become `dtype` if one is given, those of the autoencoder not
+    `ema` drops the copies, uses them in the place of the weights, or keeps both. Floating-point tensors become `dtype` if one is given, those of the autoencoder not
     with `full_autoencoder`: SDXL's overflows in float16. Raises InputError where there are no averaged
     weights to use, or where they lack some.
     """

@@ -112,17 +112,14 @@ def _diffusers_dit(tensors: Tensors, _: str) -> Reading:
 def _nearest_family(kind: str, tensors: Tensors) -> str:
     """The first family whose network has exactly these names under diffusers'."""
     found = nearest(kind, "diffusers", shapes_of(tensors))
-    if found is None or found.missing or found.unexpected:
-        missing, unexpected = (some(names) if names else "none" for names in _differences(found))
+    if found is None or not found.same_names:
+        sides = {"missing": found.missing, "unexpected": found.unexpected} if found else {}
+        lists = "; ".join(f"{what}: {some(names)}" for what, names in sides.items() if names)
         raise InputError(
-            f"its {kind} under diffusers' names is no known one: give the folder with its config.json "
-            f"(nearest: {found.of[0] if found else 'none'}; missing: {missing}; unexpected: {unexpected})"
+            f"its {kind} under diffusers' names is no known one: give the folder with its config.json"
+            + (f" (nearest: {found.of[0]}; {lists})" if found else "")
         )
     return found.of[0]
-
-
-def _differences(found: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return ((), ()) if found is None else (found.missing, found.unexpected)
 
 
 def _autoencoder(tensors: Tensors, role: str) -> Reading:

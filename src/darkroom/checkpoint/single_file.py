@@ -1,7 +1,8 @@
 """An original release's single file as its parts, under our names.
 
 Such a file holds tensors and no config: prefixes say which part a tensor belongs to, names and shapes which
-network that is and of which family. What is known of the releases stands in the tables below.
+network that is and of which family (anatomy.py, family_rows.py), tables how our names come about
+(readings.py).
 """
 
 from collections.abc import Callable, Mapping

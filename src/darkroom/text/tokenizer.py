@@ -311,7 +311,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[Pair]]:
     if (folder / VOCAB).is_file():
         vocab, merges = read_json(folder / VOCAB), read_text(folder / MERGES).splitlines()
         merges = merges[1:] if merges and merges[0].startswith("#version") else merges
-        return vocab, [_pair(folder / MERGES, line) for line in merges if line]
+        return vocab, _pairs(folder / MERGES, [line for line in merges if line])
     if not (folder / WHOLE).is_file() and (folder / RELEASED_MERGES).is_file():
         return _released(folder / RELEASED_MERGES)
     if not (folder / WHOLE).is_file():
@@ -320,7 +320,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[Pair]]:
     model = read_whole(folder / WHOLE)["model"]
     if model["type"] != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         raise InputError(f"{folder / WHOLE}: not CLIP's tokenizer: BPE with the word end {WORD_END!r}")
-    return model["vocab"], [_pair(folder / WHOLE, merge) for merge in model["merges"]]
+    return model["vocab"], _pairs(folder / WHOLE, model["merges"])
 
 
 def _released(path: Path) -> tuple[dict[str, int], list[Pair]]:
@@ -334,17 +334,18 @@ def _released_once(path: Path, _: int) -> tuple[dict[str, int], list[Pair]]:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not OpenAI's {RELEASED_MERGES}: {error}") from error
-    merges = [_pair(path, line) for line in lines[1 : RELEASED_COUNT + 1]]
+    merges = _pairs(path, lines[1 : RELEASED_COUNT + 1])
     if len(merges) != RELEASED_COUNT:
         raise InputError(f"{path}: {len(merges)} merges, expected a header and {RELEASED_COUNT} of them")
     return _vocab_of(merges), merges
 
 
-def _pair(path: Path, merge: str | Sequence[str]) -> Pair:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if len(parts) != 2:
-        raise InputError(f"{path}: the merge {merge!r} is not two tokens")
-    return parts[0], parts[1]
+def _pairs(path: Path, merges: Iterable[str | Sequence[str]]) -> list[Pair]:
+    """Merges as pairs of tokens, whether they are written as a line or as a list."""
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    if wrong := next((pair for pair in pairs if len(pair) != 2), None):
+        raise InputError(f"{path}: the merge {' '.join(wrong)!r} is not two tokens")
+    return [(first, second) for first, second in pairs]
 
 
 def padded_rows(

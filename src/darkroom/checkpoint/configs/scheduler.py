@@ -1,17 +1,18 @@
 """The `scheduler_config.json` of diffusers as prediction, path, sampler and schedule, and back."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from darkroom.checkpoint.configs.fields import Fields
+from darkroom.checkpoint.prediction import EDM_PREDICTIONS, SCHEDULER_PREDICTIONS
 from darkroom.diffusion.denoiser import Prediction
 from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, NoisePath, SizeShift
 from darkroom.errors import InputError, unknown
 
 # diffusers cuts sigma * 1000 to a whole timestep, and 924.9999 to 924: this much more shift keeps it 925.
 WHOLE_TIMESTEPS = 1 + 1e-6
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-EDM_PREDICTIONS: dict[str, Prediction] = {"epsilon": "edm", "v_prediction": "v"}
+FLOW = "flow_prediction"
+PREDICTIONS = {theirs: ours for theirs, ours in SCHEDULER_PREDICTIONS.items() if theirs != FLOW}
 BETA_SCHEDULES: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -242,7 +243,7 @@ def _flow_match(fields: Mapping[str, Any]) -> tuple[Prediction, FlowPath, str]:
 
 def _flow_solver(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, FlowPath, str]:
     """Solvers that were made for the other paths start one timestep below pure noise."""
-    prediction = _prediction(kind, fields, {"flow_prediction": "flow"})
+    prediction = _prediction(kind, fields, {FLOW: "flow"})
     count = fields["num_train_timesteps"]
     # Without the millionth that we write to it.
     shift = float(f"{fields['flow_shift']:.6g}")
@@ -273,11 +274,11 @@ def _flow_euler(path: FlowPath) -> dict[str, Any]:
     }
 
 
-def _prediction(kind: Fields, fields: Mapping[str, Any], names: Mapping[str, Prediction]) -> Prediction:
+def _prediction(kind: Fields, fields: Mapping[str, Any], names: Mapping[str, str]) -> Prediction:
     name = fields["prediction_type"]
     if name not in names:
         raise kind.unsupported("prediction_type", name, " or ".join(map(repr, names)))
-    return names[name]
+    return cast(Prediction, names[name])
 
 
 def _dpm_solver(sampler: str) -> dict[str, Any]:
