@@ -23,7 +23,7 @@ from torch import nn
 
 from darkroom.checkpoint.build import Unfilled, build_autoencoder, build_network, build_text_encoder
 from darkroom.checkpoint.documents import write_documents
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.loose import Piece
 from darkroom.checkpoint.places import Place, diffusers_place, single_place

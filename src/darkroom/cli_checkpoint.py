@@ -56,7 +56,7 @@ def inspect(
     measured = _measured(file, pictures) if measure else None
     if json:
         beside: dict[str, object] = {"fingerprints": known} if fingerprint else {}
-        beside |= {"measured": measured.as_fields()} if measured else {}
+        beside |= {"measured": _fields(measured)} if measured else {}
         print(found.to_json(beside))
         return
     print(summary(found))
@@ -82,6 +82,13 @@ def _measured(file: Path, images: list[Path]) -> "Measurement":
     from darkroom.checkpoint.measure import measure_file
 
     return measure_file(file, images)
+
+
+def _fields(measured: "Measurement") -> dict[str, object]:
+    from darkroom.checkpoint.measure import verdict
+
+    errors = {row.hypothesis.name: row.error for row in measured.rows}
+    return {"found": measured.found and measured.found.name, "errors": errors, "verdict": verdict(measured)}
 
 
 def learn(file: Positional[Path], name: Positional[str]) -> None:
@@ -229,7 +236,7 @@ def extract(
     check_files([tuned, base])
     check_output(output, ".safetensors", mkdir=mkdir)
     from darkroom.checkpoint.extract import extract, lines
-    from darkroom.checkpoint.io import save_tensors
+    from darkroom.checkpoint.formats.io import save_tensors
 
     found = extract(tuned, base, rank=rank, share=share)
     save_tensors(output, found.tensors, found.metadata)
@@ -261,7 +268,7 @@ def prune(
     check_output(output, ".safetensors", mkdir=mkdir)
     import torch
 
-    from darkroom.checkpoint.io import load_tensors, save_tensors
+    from darkroom.checkpoint.formats.io import load_tensors, save_tensors
     from darkroom.checkpoint.prune import prune
 
     tensors, metadata = load_tensors(file)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from darkroom.checkpoint.build import Autoencoder
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.load import load_any_autoencoder
 from darkroom.config import to_json
 from darkroom.data.folder import load_picture

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -11,8 +11,8 @@ from tests.checkpoint.lists import LISTS, write_list
 from torch import Tensor
 
 from darkroom.checkpoint.convert import convert
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.inspect import inspect
-from darkroom.checkpoint.io import load_tensors, save_tensors
 from darkroom.errors import InputError
 
 # What has several layouts, and little enough data for the fast tests.

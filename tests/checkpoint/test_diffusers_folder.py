@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.load import load_any, load_any_autoencoder
 from darkroom.errors import InputError
 

@@ -12,9 +12,9 @@ import torch
 from tests.checkpoint.lists import LISTS, NARROWED, narrowed
 from tests.networks import read_shapes
 
-from darkroom.checkpoint.header import Entry, Header
+from darkroom.checkpoint.formats.header import Entry, Header
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.inspect import Report, inspect, notes, report, rows, summary
-from darkroom.checkpoint.io import save_tensors
 from darkroom.errors import InputError
 from darkroom.presets import bundled
 

@@ -18,7 +18,7 @@ import darkroom
 from darkroom.checkpoint.build import build_autoencoder, build_network, build_text_encoder
 from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_config_to_transformers
 from darkroom.checkpoint.family_rows import ROWS
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.layouts import (
     CLIP_TEXT_TO_HUB,
     CLIP_TEXT_TO_OPENCLIP,

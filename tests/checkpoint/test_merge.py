@@ -12,8 +12,8 @@ from torch import Tensor
 from darkroom.checkpoint.convert import convert, write
 from darkroom.checkpoint.diff import Difference, diff, notes, rows
 from darkroom.checkpoint.extract import extract
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.inspect import inspect
-from darkroom.checkpoint.io import load_tensors, save_tensors
 from darkroom.checkpoint.loose import take_apart
 from darkroom.checkpoint.merge import Rule, merge
 from darkroom.checkpoint.pairs import block_names

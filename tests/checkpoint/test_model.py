@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny import SPACE, randomised, tiny_model, tiny_parts
 
-from darkroom.checkpoint.io import load_tensors, read_metadata, save_tensors, tensor_files
+from darkroom.checkpoint.formats.io import load_tensors, read_metadata, save_tensors, tensor_files
 from darkroom.checkpoint.model import (
     load_autoencoder,
     load_model,

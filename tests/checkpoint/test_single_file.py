@@ -11,7 +11,8 @@ from tests.networks import on_meta, read_shapes, with_unit_gain
 from torch import Tensor, nn
 
 from darkroom.checkpoint.build import build_autoencoder, build_network, build_text_encoder
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
+from darkroom.checkpoint.formats.quantised import encode_fp8
 from darkroom.checkpoint.layouts import (
     CLIP_TEXT_TO_HUB,
     autoencoder_to_original,
@@ -19,7 +20,6 @@ from darkroom.checkpoint.layouts import (
     tiny_from_original,
     unet_to_original,
 )
-from darkroom.checkpoint.quantised import encode_fp8
 from darkroom.checkpoint.single_file import Part, Parts, read_checkpoint, split_checkpoint
 from darkroom.errors import InputError
 from darkroom.families import FAMILIES

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB
 from darkroom.checkpoint.tables import (
     AsConv,

@@ -7,7 +7,7 @@ import torch
 from tests.checkpoint.test_single_file import small_sd1
 
 from darkroom.checkpoint.convert import convert
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.single_file import read_checkpoint
 from darkroom.presets import bundled

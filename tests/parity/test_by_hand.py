@@ -15,7 +15,7 @@ from torch import Tensor
 
 import darkroom
 from darkroom.checkpoint.build import build_autoencoder, build_network
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.model import Model, check_fit
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.families import FAMILIES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from darkroom.checkpoint.convert import convert
 from darkroom.checkpoint.folder_files import EXTRA
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, autoencoder_to_original
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model

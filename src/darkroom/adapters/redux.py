@@ -12,7 +12,7 @@ from torch import Tensor
 from darkroom.checkpoint.build import filled
 from darkroom.checkpoint.configs.fields import Fields
 from darkroom.checkpoint.diffusers_folder import CONFIG, part_tensors, read_config
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.formats.io import load_tensors
 from darkroom.errors import InputError
 from darkroom.images import to_pil, to_rgb, to_tensor
 from darkroom.nn.redux import ReduxConfig, ReduxEmbedder

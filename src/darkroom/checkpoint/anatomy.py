@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from darkroom.checkpoint.header import Shape, Shapes
+from darkroom.checkpoint.formats.header import Shape, Shapes
 
 NETWORK, AUTOENCODER = "network", "autoencoder"
 CLIP_TOKENS = "embeddings.token_embedding.weight"

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from darkroom.checkpoint.anatomy import CLIP_TOKENS, NETWORK
 from darkroom.checkpoint.documents import config_of, write_documents
-from darkroom.checkpoint.gguf_file import FILE_TYPES, Quant, save_gguf
-from darkroom.checkpoint.io import cast, save_tensors
+from darkroom.checkpoint.formats.gguf_file import FILE_TYPES, Quant, save_gguf
+from darkroom.checkpoint.formats.io import cast, save_tensors
+from darkroom.checkpoint.formats.quantised import encode_fp8
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.loose import CONTROLNET, ORIGIN, Form, Loose, Origin, Piece, extra_file, take_apart
 from darkroom.checkpoint.places import Place, diffusers_place, part_place, single_place
-from darkroom.checkpoint.quantised import encode_fp8
 from darkroom.checkpoint.single_file import HALVES, other_half
 from darkroom.checkpoint.tables import Tensors
 from darkroom.config import to_json
@@ -47,7 +47,7 @@ class Arranged:
     """A model in its new layout.
 
     `beside` are tensors of no network that have their place there, `extra` those that have none, with what
-    `origin` says of the way back. `absent` are names that the layout must not have, `half` is that of `Loose`.
+    `origin` says of the way back. `absent` are names that the layout must not have; `half` as in `Loose`.
     """
 
     family: str | None

@@ -27,7 +27,7 @@ from darkroom.checkpoint.configs.text import text_config_from_transformers
 from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
 from darkroom.checkpoint.folder_files import CONFIG, INDEX, weight_file
-from darkroom.checkpoint.io import Device, load_tensors
+from darkroom.checkpoint.formats.io import Device, load_tensors
 from darkroom.checkpoint.layouts import (
     AUTOENCODER_TO_LEGACY,
     CLIP_TEXT_TO_HUB,

@@ -16,7 +16,7 @@ from darkroom.checkpoint.configs.text import clip_config_to_transformers, t5_con
 from darkroom.checkpoint.configs.transformers import flux_config_to_diffusers, mmdit_config_to_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_to_diffusers
 from darkroom.checkpoint.fold import conv_matrix
-from darkroom.checkpoint.io import save_tensors
+from darkroom.checkpoint.formats.io import save_tensors
 from darkroom.checkpoint.layouts import CLIP_TEXT_TO_HUB, flux_to_diffusers, mmdit_to_diffusers
 from darkroom.checkpoint.model import TEXT_ENCODER, TOKENIZER, DenoiserSpec, Model, load_model, numbered
 from darkroom.errors import InputError

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from darkroom.checkpoint.header import Shapes
+from darkroom.checkpoint.formats.header import Shapes
 from darkroom.errors import InputError
 
 

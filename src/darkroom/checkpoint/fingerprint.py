@@ -12,8 +12,8 @@ from pathlib import Path
 
 from darkroom.checkpoint.anatomy import AUTOENCODER, Component, dissect
 from darkroom.checkpoint.folder_files import weight_files
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.header import Entry
+from darkroom.checkpoint.formats.header import Entry
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.checkpoint.prediction import ITEM, read_values
 from darkroom.errors import InputError
 from darkroom.files import atomic_write, read_json

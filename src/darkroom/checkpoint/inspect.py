@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.checkpoint.anatomy import AUTOENCODER, MEAN, NETWORK, Anatomy, Component, dissect
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.fp8_names import fp8_companions
-from darkroom.checkpoint.header import Entry, Header
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
+from darkroom.checkpoint.formats.header import Entry, Header
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.checkpoint.known import Nearest, families, nearest, network_family
 from darkroom.checkpoint.other_files import other_file
 from darkroom.checkpoint.prediction import Told, told_prediction

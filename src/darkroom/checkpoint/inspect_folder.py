@@ -6,7 +6,7 @@ from pathlib import Path
 
 from darkroom.checkpoint.anatomy import NETWORK
 from darkroom.checkpoint.folder_files import INDEX, is_diffusers, weight_files
-from darkroom.checkpoint.formats import read_header
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.checkpoint.inspect import ComponentReport, Report, report
 from darkroom.checkpoint.prediction import scheduler_prediction
 from darkroom.errors import InputError

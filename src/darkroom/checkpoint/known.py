@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.checkpoint.family_rows import describe, find_row
-from darkroom.checkpoint.header import Shape, Shapes
+from darkroom.checkpoint.formats.header import Shape, Shapes
 from darkroom.errors import InputError
 
 ARCHIVE = Path(__file__).with_name("known.zip")

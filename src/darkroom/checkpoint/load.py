@@ -23,7 +23,7 @@ from darkroom.checkpoint.diffusers_folder import (
     role_of,
 )
 from darkroom.checkpoint.folder_files import CONFIG, INDEX
-from darkroom.checkpoint.io import Device, read_metadata
+from darkroom.checkpoint.formats.io import Device, read_metadata
 from darkroom.checkpoint.model import (
     AUTOENCODER,
     DENOISER,

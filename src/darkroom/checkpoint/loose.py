@@ -16,13 +16,13 @@ from darkroom.checkpoint.configs.transformers import transformer_config_from_dif
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
 from darkroom.checkpoint.diffusers_folder import PIPELINES, family_of, read_config
 from darkroom.checkpoint.folder_files import CONFIG, EXTRA, INDEX, is_diffusers, weight_files
-from darkroom.checkpoint.fp8_names import fp8_companions
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
+from darkroom.checkpoint.formats.io import load_tensors
+from darkroom.checkpoint.formats.quantised import decode_fp8
 from darkroom.checkpoint.known import nearest, network_family
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.other_files import other_file
 from darkroom.checkpoint.places import text_role
-from darkroom.checkpoint.quantised import decode_fp8
 from darkroom.checkpoint.readings import read_component, shapes_of
 from darkroom.checkpoint.single_file import half_of, joined_halves
 from darkroom.checkpoint.tables import Tensors

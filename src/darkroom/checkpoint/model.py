@@ -26,7 +26,7 @@ from darkroom.checkpoint.build import (
     filled,
     speak,
 )
-from darkroom.checkpoint.io import Device, cast, load_tensors, read_metadata, save_tensors
+from darkroom.checkpoint.formats.io import Device, cast, load_tensors, read_metadata, save_tensors
 from darkroom.config import from_json, to_json
 from darkroom.diffusion.denoiser import Denoiser, Prediction
 from darkroom.diffusion.path import NoisePath

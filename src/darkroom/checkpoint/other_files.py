@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from darkroom.checkpoint.header import Shapes
+from darkroom.checkpoint.formats.header import Shapes
 
 
 @dataclass(frozen=True, kw_only=True)

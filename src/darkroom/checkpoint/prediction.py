@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom.checkpoint.anatomy import EDM_V, MEAN, NETWORK, STD, V_PRED, ZERO_SNR, Anatomy
-from darkroom.checkpoint.header import Entry, Header
+from darkroom.checkpoint.formats.header import Entry, Header
 from darkroom.checkpoint.known import families
 
 # Above this spread of one norm's biases SD 2's weights predict v: ComfyUI's rule, which files leave us.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darkroom.checkpoint.anatomy import AUTOENCODER, EMA, dissect
-from darkroom.checkpoint.io import cast
+from darkroom.checkpoint.formats.io import cast
 from darkroom.checkpoint.readings import shapes_of
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some
@@ -38,9 +38,9 @@ def prune(
 ) -> Pruned:
     """A checkpoint's tensors without losses and averaged copies, in `dtype`.
 
-    `ema` drops the copies, uses them in the place of the weights, or keeps both. Floating-point tensors become `dtype` if one is given, those of the autoencoder not
-    with `full_autoencoder`: SDXL's overflows in float16. Raises InputError where there are no averaged
-    weights to use, or where they lack some.
+    `ema` drops the copies, uses them in the place of the weights, or keeps both. Floating-point tensors
+    become `dtype` if one is given, those of the autoencoder not with `full_autoencoder`: SDXL's overflows in
+    float16. Raises InputError where there are no averaged weights to use, or where they lack some.
     """
     copies = {name: tensor for name, tensor in tensors.items() if name.startswith(EMA)}
     losses = tuple(name for name in tensors if name.startswith(LOSS))

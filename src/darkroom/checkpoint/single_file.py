@@ -37,11 +37,11 @@ from darkroom.checkpoint.build import (
     build_text_encoder,
 )
 from darkroom.checkpoint.family_rows import find_row
-from darkroom.checkpoint.formats import is_gguf
-from darkroom.checkpoint.fp8_names import fp8_companions
-from darkroom.checkpoint.io import Device, cast, load_tensors
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
+from darkroom.checkpoint.formats.io import Device, cast, load_tensors
+from darkroom.checkpoint.formats.quantised import decode_fp8
+from darkroom.checkpoint.formats.read import is_gguf
 from darkroom.checkpoint.other_files import other_file
-from darkroom.checkpoint.quantised import decode_fp8
 from darkroom.checkpoint.readings import read_component, shapes_of
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some

@@ -18,7 +18,7 @@ from darkroom.checkpoint.build import (
     build_network,
     build_text_encoder,
 )
-from darkroom.checkpoint.io import count_elements, tensor_files
+from darkroom.checkpoint.formats.io import count_elements, tensor_files
 from darkroom.checkpoint.model import AUTOENCODER, DENOISER, TEXT_ENCODER, numbered, read_spec
 from darkroom.families import FAMILIES, Family
 from darkroom.family_parts import TINY_AUTOENCODERS

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from darkroom.checkpoint.gguf_types import (
+from darkroom.checkpoint.formats.gguf_types import (
     ALIGNMENT,
     ARRAY,
     BOOL,
@@ -21,7 +21,7 @@ from darkroom.checkpoint.gguf_types import (
     TYPES,
     UINT32,
 )
-from darkroom.checkpoint.header import Entry, Header, Shape
+from darkroom.checkpoint.formats.header import Entry, Header, Shape
 from darkroom.errors import InputError
 
 VERSIONS = (2, 3)

@@ -12,8 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darkroom.checkpoint import io
-from darkroom.checkpoint.io import count_elements, load_tensors, read_metadata, save_tensors, tensor_files
+from darkroom.checkpoint.formats import io
+from darkroom.checkpoint.formats.io import (
+    count_elements,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    tensor_files,
+)
 from darkroom.errors import DarkroomError, InputError
 
 METADATA = {"config": '{"kind": "test"}', "title": "Ä picture — 東京"}
@@ -210,7 +216,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
 
 def reset():
     Path("/proc/self/clear_refs").write_text("5")

@@ -10,9 +10,9 @@ from typing import BinaryIO, Literal
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.fp8_names import fp8_companions
-from darkroom.checkpoint.gguf_encode import ENCODERS
-from darkroom.checkpoint.gguf_types import (
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
+from darkroom.checkpoint.formats.gguf_encode import ENCODERS
+from darkroom.checkpoint.formats.gguf_types import (
     ALIGNMENT,
     ARRAY,
     BY_NAME,
@@ -25,8 +25,8 @@ from darkroom.checkpoint.gguf_types import (
     UINT32,
     VERSION,
 )
-from darkroom.checkpoint.header import Shape
-from darkroom.checkpoint.quantised import PLAIN, decode_fp8_weight, piece_numel
+from darkroom.checkpoint.formats.header import Shape
+from darkroom.checkpoint.formats.quantised import PLAIN, decode_fp8_weight, piece_numel
 from darkroom.errors import InputError
 from darkroom.files import atomic_write
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darkroom.checkpoint.dtypes import TORCH_NAMES
-from darkroom.checkpoint.formats import files_of, read_header
-from darkroom.checkpoint.header import Entry
+from darkroom.checkpoint.formats.dtypes import TORCH_NAMES
+from darkroom.checkpoint.formats.header import Entry
+from darkroom.checkpoint.formats.read import files_of, read_header
 from darkroom.errors import DarkroomError, InputError, some
 from darkroom.files import atomic_write
 
@@ -130,7 +130,7 @@ def _load(data: mmap.mmap, name: str, entry: Entry, device: Device, dtype: torch
 
 
 def _load_gguf(data: mmap.mmap, name: str, entry: Entry, device: Device, dtype: torch.dtype | None) -> Tensor:
-    from darkroom.checkpoint.quantised import decode_gguf
+    from darkroom.checkpoint.formats.quantised import decode_gguf
 
     raw = _bytes(data, entry, 8) if entry.nbytes else torch.empty(0, dtype=torch.uint8)
     return decode_gguf(raw.to(device), entry, dtype)

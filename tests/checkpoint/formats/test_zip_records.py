@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.torch_files import GOOD, tensor_pickle
 
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.formats.io import load_tensors
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.errors import InputError
 
 FORMATS = {"zip": True, "legacy": False}

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from darkroom.checkpoint.anatomy import PREFIXES
-from darkroom.checkpoint.fp8_names import LAYER_FORMAT, MARKER, WEIGHT_SCALES, fp8_companions, weight_scale
-from darkroom.checkpoint.gguf_blocks import DECODERS
-from darkroom.checkpoint.gguf_types import BY_NAME, IDS
-from darkroom.checkpoint.header import Entry
+from darkroom.checkpoint.formats.fp8_names import (
+    LAYER_FORMAT,
+    MARKER,
+    WEIGHT_SCALES,
+    fp8_companions,
+    weight_scale,
+)
+from darkroom.checkpoint.formats.gguf_blocks import DECODERS
+from darkroom.checkpoint.formats.gguf_types import BY_NAME, IDS
+from darkroom.checkpoint.formats.header import Entry
 from darkroom.errors import InputError
 
 PLAIN = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from darkroom.checkpoint.gguf_header import read_gguf
-from darkroom.checkpoint.gguf_types import TYPES
+from darkroom.checkpoint.formats.gguf_header import read_gguf
+from darkroom.checkpoint.formats.gguf_types import TYPES
 from darkroom.errors import InputError
 
 U32, STRING, ARRAY = 4, 8, 9
@@ -173,7 +173,7 @@ def test_version_2_and_another_alignment(tmp_path: Path) -> None:
 
 
 def test_needs_no_torch() -> None:
-    modules = "sys, darkroom.checkpoint.gguf_header, darkroom.checkpoint.fp8_names"
+    modules = "sys, darkroom.checkpoint.formats.gguf_header, darkroom.checkpoint.formats.fp8_names"
     code = f"import {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.dtypes import BITS
-from darkroom.checkpoint.header import MAX_COUNT, MAX_DIMS, Entry, Header, name_fault
+from darkroom.checkpoint.formats.dtypes import BITS
+from darkroom.checkpoint.formats.header import MAX_COUNT, MAX_DIMS, Entry, Header, name_fault
 from darkroom.errors import NAMES_SHOWN, InputError, some
 
 LENGTH_BYTES = 8

@@ -10,13 +10,13 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
-from darkroom.checkpoint import quantised
-from darkroom.checkpoint.fp8_names import fp8_companions
-from darkroom.checkpoint.gguf_blocks import DECODERS
-from darkroom.checkpoint.gguf_encode import ENCODERS
-from darkroom.checkpoint.gguf_types import BY_NAME
-from darkroom.checkpoint.header import Entry, Shape
-from darkroom.checkpoint.quantised import decode_fp8, decode_gguf, encode_fp8
+from darkroom.checkpoint.formats import quantised
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
+from darkroom.checkpoint.formats.gguf_blocks import DECODERS
+from darkroom.checkpoint.formats.gguf_encode import ENCODERS
+from darkroom.checkpoint.formats.gguf_types import BY_NAME
+from darkroom.checkpoint.formats.header import Entry, Shape
+from darkroom.checkpoint.formats.quantised import decode_fp8, decode_gguf, encode_fp8
 from darkroom.errors import InputError
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.torch_files import STORAGE, data_pkl, tensor_pickle
 
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.io import load_tensors, save_tensors
-from darkroom.checkpoint.safetensors_header import FIELDS
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.read import read_header
+from darkroom.checkpoint.formats.safetensors_header import FIELDS
 from darkroom.errors import InputError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from darkroom.checkpoint.dtypes import BITS, TORCH_NAMES
-from darkroom.checkpoint.header import MAX_COUNT, MAX_DIMS, Shape
+from darkroom.checkpoint.formats.dtypes import BITS, TORCH_NAMES
+from darkroom.checkpoint.formats.header import MAX_COUNT, MAX_DIMS, Shape
 
 # Large training states take about two million steps; each may make one object.
 MAX_STEPS = 4_000_000

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from darkroom.checkpoint.formats import files_of, read_header
-from darkroom.checkpoint.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.io import load_tensors, save_tensors
+from darkroom.checkpoint.formats.read import files_of, read_header
 from darkroom.errors import InputError
 
 TENSORS = {"a": torch.arange(4.0), "b": torch.arange(6).reshape(2, 3)}
@@ -203,7 +203,7 @@ def test_a_shard_holds_what_its_index_says(tmp_path: Path) -> None:
 SCRIPT = """
 import re, sys
 from pathlib import Path
-from darkroom.checkpoint.formats import read_header
+from darkroom.checkpoint.formats.read import read_header
 header = read_header(Path(sys.argv[1]))
 assert not {"torch", "numpy", "safetensors.torch"} & set(sys.modules)
 print(len(header.entries), re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.checkpoint.dtypes import BITS
-from darkroom.checkpoint.header import MAX_COUNT, Entry, Header, name_fault
-from darkroom.checkpoint.pickled import Machine, PickledTensor, Storage
-from darkroom.checkpoint.zip_records import Record, place, read_records
+from darkroom.checkpoint.formats.dtypes import BITS
+from darkroom.checkpoint.formats.header import MAX_COUNT, Entry, Header, name_fault
+from darkroom.checkpoint.formats.pickled import Machine, PickledTensor, Storage
+from darkroom.checkpoint.formats.zip_records import Record, place, read_records
 from darkroom.errors import InputError, some
 
 MAX_PICKLE_BYTES = 128_000_000

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from darkroom.checkpoint.header import Entry
-from darkroom.checkpoint.safetensors_header import MAX_HEADER_BYTES, MAX_MARKS, read_safetensors
+from darkroom.checkpoint.formats.header import Entry
+from darkroom.checkpoint.formats.safetensors_header import MAX_HEADER_BYTES, MAX_MARKS, read_safetensors
 from darkroom.errors import InputError
 
 F32_ROW = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.torch_files import GOOD, STORAGE, data_pkl, tensor_pickle
 
-from darkroom.checkpoint import pickle_header, pickled
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.formats import pickle_header, pickled
+from darkroom.checkpoint.formats.io import load_tensors
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.errors import InputError
 
 

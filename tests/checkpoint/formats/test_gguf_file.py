@@ -9,9 +9,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
-from darkroom.checkpoint import gguf_file, quantised
-from darkroom.checkpoint.gguf_file import Quant, save_gguf
-from darkroom.checkpoint.gguf_header import read_gguf
+from darkroom.checkpoint.formats import gguf_file, quantised
+from darkroom.checkpoint.formats.gguf_file import Quant, save_gguf
+from darkroom.checkpoint.formats.gguf_header import read_gguf
 from darkroom.errors import InputError
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkroom.checkpoint import pickled
-from darkroom.checkpoint.formats import read_header
-from darkroom.checkpoint.io import load_tensors
+from darkroom.checkpoint.formats import pickled
+from darkroom.checkpoint.formats.io import load_tensors
+from darkroom.checkpoint.formats.read import read_header
 from darkroom.errors import InputError
 
 FORMATS = {"zip": True, "legacy": False}

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from darkroom.checkpoint.gguf_types import MAGIC as GGUF
-from darkroom.checkpoint.header import Header
-from darkroom.checkpoint.safetensors_header import LENGTH_BYTES, parse_object, read_safetensors
+from darkroom.checkpoint.formats.gguf_types import MAGIC as GGUF
+from darkroom.checkpoint.formats.header import Header
+from darkroom.checkpoint.formats.safetensors_header import LENGTH_BYTES, parse_object, read_safetensors
 from darkroom.errors import InputError, some
 
 ZIP = b"PK\x03\x04"
@@ -116,13 +116,13 @@ def _read_file(path: Path) -> Header:
 def _read_known(path: Path, first: bytes) -> Header:
     """Dispatch; safetensors comes before pickles, since the length of a header may begin as a pickle does."""
     if first.startswith(GGUF):
-        from darkroom.checkpoint.gguf_header import read_gguf
+        from darkroom.checkpoint.formats.gguf_header import read_gguf
 
         return read_gguf(path)
     if first[LENGTH_BYTES:].startswith(b"{"):
         return read_safetensors(path)
     if first.startswith((ZIP, PICKLE)):
-        from darkroom.checkpoint.pickle_header import read_legacy_pickle, read_zip_pickle
+        from darkroom.checkpoint.formats.pickle_header import read_legacy_pickle, read_zip_pickle
 
         return read_zip_pickle(path) if first.startswith(ZIP) else read_legacy_pickle(path)
     for start, what in IMPOSTORS.items():

@@ -1,0 +1,1 @@
+"""Files of tensors, whatever wrote them: bytes to named tensors and back."""
