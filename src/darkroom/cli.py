@@ -163,6 +163,7 @@ def encode(
     *,
     output: Output = Path("latents.safetensors"),
     model: str = DEFAULT_MODEL,
+    model_dir: ModelDirs = (),
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:
@@ -171,13 +172,14 @@ def encode(
     Args:
         images: Picture files.
         output: The file to write; it holds one tensor (channels, height / f, width / f) for each name.
-        model: A bundled model, a model folder or file, or one with an autoencoder alone.
+        model: A bundled model, a model folder or file, or one with an autoencoder alone, or its name.
+        model_dir: Folders to search by name, such as ComfyUI's or A1111's.
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
     check_output(output, ".safetensors", mkdir=mkdir)
     _check_images(images, size)
-    path = autoencoder_path(model)
+    path = autoencoder_path(model, search_folders(model_dir))
     from darkroom.codec import encode_files
 
     for name, latents in encode_files(path, images, output, size).items():
@@ -189,6 +191,7 @@ def reconstruct(
     *,
     output: Output = Path("reconstruction.png"),
     model: str = DEFAULT_MODEL,
+    model_dir: ModelDirs = (),
     size: MaybeInt = None,
     mkdir: bool = False,
 ) -> None:
@@ -197,13 +200,14 @@ def reconstruct(
     Args:
         images: Picture files.
         output: The PNG to write, one picture a row.
-        model: A bundled model, a model folder or file, or one with an autoencoder alone.
+        model: A bundled model, a model folder or file, or one with an autoencoder alone, or its name.
+        model_dir: Folders to search by name, such as ComfyUI's or A1111's.
         size: Resize and crop each picture to a square of this size.
         mkdir: Make the output's folder if it does not exist.
     """
     check_output(output, ".png", mkdir=mkdir)
     _check_images(images, size)
-    path = autoencoder_path(model)
+    path = autoencoder_path(model, search_folders(model_dir))
     from darkroom.codec import comparison, reconstruct_files
     from darkroom.images import save_png
 

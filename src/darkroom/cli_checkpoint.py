@@ -15,6 +15,7 @@ from darkroom.cli_options import (
     MaybeText,
     ModelDirs,
     check_files,
+    check_new,
     check_output,
     print_table,
 )
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from darkroom.checkpoint.measure import Measurement
 
 Output = Annotated[Path, arg(aliases=["-o"])]
+INDEX_SUFFIX = ".index.json"
 To = Literal["single", "diffusers", "parts", "auto"]
 GIGABYTE = 10**9
+MOST_GIGABYTES = 10**6
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect(
@@ -48,20 +52,21 @@ def inspect(
     """
     # A plain type: for any other one the parser imports a library that takes as long as all the rest.
     pictures = [Path(images)] if images else []
-    check_files([file, *pictures])
+    check_files(pictures)
+    file = found(file)
     from darkroom.checkpoint.inspect import inspect, notes, rows, summary
 
-    found = inspect(file)
+    report = inspect(file)
     known = _recognised(file) if fingerprint else {}
     measured = _measured(file, pictures) if measure else None
     if json:
         beside: dict[str, object] = {"fingerprints": known} if fingerprint else {}
         beside |= {"measured": _fields(measured)} if measured else {}
-        print(found.to_json(beside))
+        print(report.to_json(beside))
         return
-    print(summary(found))
-    print_table(rows(found))
-    for line in (*notes(found), *found.evidence):
+    print(summary(report))
+    print_table(rows(report))
+    for line in (*notes(report), *report.evidence):
         print(line)
     for part, names in known.items():
         print(f"{part}: {' or '.join(names) or 'not among those known'}")
@@ -70,6 +75,13 @@ def inspect(
 
         print_table(table(measured))
         print(verdict(measured))
+
+
+def found(path: Path) -> Path:
+    """A file or folder that is there, shards by what they are named after, or one of that name."""
+    if path.with_name(f"{path.name}{INDEX_SUFFIX}").is_file():
+        return path
+    return autoencoder_path(path, search_folders())
 
 
 def _recognised(file: Path) -> dict[str, tuple[str, ...]]:
@@ -98,7 +110,9 @@ def learn(file: Positional[Path], name: Positional[str]) -> None:
         file: A file of weights, or the folder of a model.
         name: What to call it.
     """
-    check_files([file])
+    file = found(file)
+    if not name.strip():
+        raise InputError("a name is needed to remember it by")
     from darkroom.checkpoint.fingerprint import learn, user_table
 
     print(f"{user_table()}: {name}: {', '.join(learn(file, name))}")
@@ -127,9 +141,11 @@ def convert(
         max_shard: The largest file in GB; larger ones are split, with an index.
         mkdir: Make the output's folder if it does not exist.
     """
-    check_files([source])
+    source = found(source)
     require_parent(out, mkdir=mkdir)
     form = _form(out, to)
+    if max_shard is not None and not 0 < max_shard < MOST_GIGABYTES:
+        raise InputError(f"--max-shard must be a size in GB above 0, not {max_shard:g}")
     from darkroom.checkpoint.convert import convert
 
     written = convert(
@@ -139,7 +155,7 @@ def convert(
         dtype=dtype,
         family=family,
         tokenizers=[tokenizers] if tokenizers else [],
-        max_bytes=round(max_shard * GIGABYTE) if max_shard else None,
+        max_bytes=None if max_shard is None else round(max_shard * GIGABYTE),
     )
     for path in written:
         print(path)
@@ -147,7 +163,9 @@ def convert(
 
 def _form(out: Path, to: To = "auto") -> Literal["single", "diffusers", "parts"]:
     """What to write, by the output's name where it is not said; InputError where the two do not fit."""
-    file = out.suffix in (".safetensors", ".gguf")
+    if out.suffix in PICKLES:
+        raise InputError(f"{out}: pickles are not written: name it .safetensors")
+    file = out.suffix in (".safetensors", ".sft", ".gguf")
     form = ("single" if file else "diffusers") if to == "auto" else to
     if (form == "single") != file:
         wanted = "a .safetensors or .gguf file" if form == "single" else "a folder"
@@ -163,12 +181,12 @@ def diff(first: Positional[Path], second: Positional[Path], *, base: MaybePath =
         second: The other one, in whatever layout and precision.
         base: A third model, of which and the first the second may be a mixture.
     """
-    check_files(path for path in (first, second, base) if path is not None)
+    first, second, base = found(first), found(second), base and found(base)
     from darkroom.checkpoint.diff import diff, notes, rows
 
-    found = diff(first, second, base=base)
-    print_table(rows(found))
-    for line in notes(found):
+    differences = diff(first, second, base=base)
+    print_table(rows(differences))
+    for line in notes(differences):
         print(line)
 
 
@@ -195,7 +213,7 @@ def merge(
         dtype: Precision of the result; the first model's if not given.
         mkdir: Make the output's folder if it does not exist.
     """
-    check_files(path for path in (first, *others, base) if path is not None)
+    first, others, base = found(first), tuple(map(found, others)), base and found(base)
     if not others:
         raise InputError("name at least one model to mix into the first")
     require_parent(output, mkdir=mkdir)
@@ -233,14 +251,15 @@ def extract(
         share: The part of each layer's difference to hold, 0 to 1, if that needs less than the rank.
         mkdir: Make the output's folder if it does not exist.
     """
-    check_files([tuned, base])
+    tuned, base = found(tuned), found(base)
     check_output(output, ".safetensors", mkdir=mkdir)
+    check_new(output)
     from darkroom.checkpoint.extract import extract, lines
     from darkroom.checkpoint.formats.io import save_tensors
 
-    found = extract(tuned, base, rank=rank, share=share)
-    save_tensors(output, found.tensors, found.metadata)
-    for line in lines(found):
+    made = extract(tuned, base, rank=rank, share=share)
+    save_tensors(output, made.tensors, made.metadata)
+    for line in lines(made):
         print(line)
     print(output)
 
@@ -264,8 +283,9 @@ def prune(
         full_autoencoder: Leave the autoencoder's as it is: SDXL's overflows in float16.
         mkdir: Make the output's folder if it does not exist.
     """
-    check_files([file])
+    file = found(file)
     check_output(output, ".safetensors", mkdir=mkdir)
+    check_new(output)
     import torch
 
     from darkroom.checkpoint.formats.io import load_tensors, save_tensors
@@ -273,11 +293,11 @@ def prune(
 
     tensors, metadata = load_tensors(file)
     wanted = None if dtype == "keep" else getattr(torch, dtype)
-    found = prune(tensors, ema=ema, dtype=wanted, full_autoencoder=full_autoencoder)
-    save_tensors(output, found.tensors, metadata)
-    for why, names in found.dropped.items():
+    pruned = prune(tensors, ema=ema, dtype=wanted, full_autoencoder=full_autoencoder)
+    save_tensors(output, pruned.tensors, metadata)
+    for why, names in pruned.dropped.items():
         print(f"left out: {len(names)} {why}")
-    print(f"{output}: {found.after / 1e6:,.1f} MB of {found.before / 1e6:,.1f}")
+    print(f"{output}: {pruned.after / 1e6:,.1f} MB of {pruned.before / 1e6:,.1f}")
 
 
 def swap_vae(
@@ -288,6 +308,7 @@ def swap_vae(
     image: tuple[Path, ...] = (),
     interposer: bool = False,
     model_dir: ModelDirs = (),
+    tokenizers: MaybePath = None,
     mkdir: bool = False,
 ) -> None:
     """Put another autoencoder into a model, if it fits: measured on pictures, and refused if it does not.
@@ -299,6 +320,7 @@ def swap_vae(
         image: Pictures or folders of them to measure on; some are drawn if none is given.
         interposer: Train a small network between the latent spaces, if nothing simpler fits.
         model_dir: Folders to search by name.
+        tokenizers: Where to look first for tokenizers that no file holds.
         mkdir: Make the output's folder if it does not exist.
     """
     folders = search_folders(model_dir)
@@ -310,7 +332,15 @@ def swap_vae(
     from darkroom.train.interposer import InterposerTraining
 
     training = InterposerTraining() if interposer else None
-    verdict = swap_vae(*paths, image, out=output, interposer=training, device=default_device(), mkdir=mkdir)
+    verdict = swap_vae(
+        *paths,
+        image,
+        out=output,
+        tokenizers=tokenizers,
+        interposer=training,
+        device=default_device(),
+        mkdir=mkdir,
+    )
     for rows in (verdict.quality_rows(), verdict.fit_rows()):
         if rows:
             print_table(rows)

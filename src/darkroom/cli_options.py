@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from darkroom.checkpoint.find import model_path, part_path, search_folders
 from darkroom.errors import InputError
@@ -22,7 +22,7 @@ MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeText = Annotated[str | None, arg(metavar="STR")]
 MaybePath = Annotated[Path | None, arg(metavar="PATH")]
-ModelDirs = Annotated[tuple[Path, ...], arg(metavar="PATH")]
+ModelDirs = Annotated[tuple[Path, ...], arg(metavar="PATH"), UseAppendAction]  # may be given several times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,12 @@ def check_output(path: Path, suffix: str, *, mkdir: bool) -> None:
     if path.is_dir():
         raise InputError(f"{path}: is a folder")
     require_parent(path, mkdir=mkdir)
+
+
+def check_new(path: Path) -> None:
+    """Raise InputError, before any work, for an output that is there already: a model may be lost with it."""
+    if path.exists():
+        raise InputError(f"{path}: is there already: name one that is not")
 
 
 BUNDLED, NOTHING_SEEN = ModelOptions(), Seen()

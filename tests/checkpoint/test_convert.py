@@ -162,6 +162,14 @@ def test_what_cannot_be_is_named(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
         convert(path, path, to="single")
     whole, _ = write_list(shared, "sd15.single", tmp_path)
+    with pytest.raises(InputError, match="q8_0 is for GGUF"):
+        convert(whole, tmp_path / "out.safetensors", to="single", dtype="q8_0")
+    with pytest.raises(InputError, match="convert to single or parts"):
+        convert(whole, tmp_path / "out", to="diffusers", dtype="fp8_scaled")
+    with pytest.raises(InputError, match="unknown family 'nonsense'"):
+        convert(whole, tmp_path / "out", to="diffusers", family="nonsense")
+    with pytest.raises(InputError, match=r"sd15\.single\.safetensors: is not sdxl: unet: inputs 4"):
+        convert(whole, tmp_path / "out", to="diffusers", family="sdxl")
     with pytest.raises(InputError, match="a GGUF file holds one network"):
         convert(whole, tmp_path / "out.gguf", to="single")
     with pytest.raises(InputError, match="no file of weights"):

@@ -122,6 +122,30 @@ def test_a_network_that_nobody_knows_has_a_nearest_one(shared: Path) -> None:
     assert any("no known family" in line for line in found.evidence)
 
 
+# Each alone once told its kind apart; the family must still be the nearest, and what lacks be named.
+LACKING = {
+    "sdxl_vae.single": "encoder.mid.block_1.norm1.weight",
+    "sd15.diffusers.unet": "down_blocks.0.resnets.0.norm1.weight",
+    "sd15.diffusers.vae": "encoder.mid_block.resnets.0.norm1.weight",
+    "te_clip_l.single": "text_model.embeddings.token_embedding.weight",
+    "te_t5xxl.single": "encoder.block.0.layer.0.SelfAttention.q.weight",
+    "flux1_dev.diffusers.transformer": "x_embedder.weight",
+    "flux1_dev.single": "guidance_in.in_layer.weight",
+    "sd3_medium.diffusers.transformer": "time_text_embed.text_embedder.linear_1.weight",
+    "dit_xl2_256.single": "y_embedder.embedding_table.weight",
+    "sdxl_base.diffusers.unet": "add_embedding.linear_1.weight",
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_file_that_lacks_one_tensor_is_still_known(name: str, shared: Path) -> None:
+    shapes = read_shapes(shared, name)
+    whole, lacking = read(shapes), read({n: s for n, s in shapes.items() if n != LACKING[name]})
+    assert (lacking.kind, lacking.family) == (whole.kind, whole.family)
+    (part,) = lacking.components.values()
+    assert (part.missing, part.unexpected) == ((LACKING[name],), ()) and lacking.unknown == ()
+
+
 def test_bundled_models_say_what_they_are() -> None:
     for folder in bundled().values():
         found = inspect(folder)

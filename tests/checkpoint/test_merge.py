@@ -184,10 +184,41 @@ def test_mistakes_in_merging_are_named(first: Tensors, tmp_path: Path) -> None:
     b = saved(tmp_path / "b.safetensors", first, moved(0.5))
     with pytest.raises(InputError, match="rules that fit nothing: IN99"):
         merge(take_apart(a), [b], [0.5], rules=[Rule("IN99", (1.0,))])
-    with pytest.raises(InputError, match="need as many weights"):
+    with pytest.raises(InputError, match="each model beside the first needs a weight"):
         merge(take_apart(a), [b], [0.5, 0.5])
     with pytest.raises(InputError, match="is not finite after merging"):
         merge(take_apart(a), [b], [1e39])
+
+
+def test_what_has_nothing_in_common_is_refused(first: Tensors, tmp_path: Path) -> None:
+    a = saved(tmp_path / "a.safetensors", first)
+    lora = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(4, 4)}
+    b = saved(tmp_path / "lora.safetensors", lora)
+    with pytest.raises(InputError, match="has no network in common with the first model: it holds LoRA"):
+        merge(take_apart(a), [b], [0.5])
+    with pytest.raises(InputError, match="have no network in common"):
+        diff(a, b)
+    half = {n: t for n, t in first.items() if n.startswith("first_stage_model.")}
+    vae = saved(tmp_path / "vae.safetensors", half)
+    with pytest.warns(UserWarning, match="has no clip_l, network: stays"):
+        merge(take_apart(a), [vae], [0.5])
+    found = by_role(diff(a, vae))
+    assert found["autoencoder"].verdict == "equal" and found["network"].verdict == "on one side only"
+
+
+def test_values_that_are_not_finite_are_named(first: Tensors, tmp_path: Path) -> None:
+    a = saved(tmp_path / "a.safetensors", first)
+    b = saved(tmp_path / "b.safetensors", first | {MATRIX: torch.full_like(first[MATRIX], float("nan"))})
+    for tool in (diff, extract):
+        with pytest.raises(InputError, match=r"network\.mid_block.*to_q\.weight: is not finite"):
+            tool(b, a)
+
+
+def test_averages_of_the_first_are_not_those_of_the_mixture(first: Tensors, tmp_path: Path) -> None:
+    a = saved(tmp_path / "a.safetensors", first | {"model_ema.decay": torch.tensor(0.5)})
+    b = saved(tmp_path / "b.safetensors", first, moved(0.5))
+    with pytest.warns(UserWarning, match="averaged copies"):
+        assert "model_ema.decay" not in merge(take_apart(a), [b], [0.5]).extra
 
 
 def test_blocks_have_their_usual_numbers(first: Tensors, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from darkroom.checkpoint.formats.header import Shape, Shapes
+from darkroom.checkpoint.known import likeliest
 
 NETWORK, AUTOENCODER = "network", "autoencoder"
 CLIP_TOKENS = "embeddings.token_embedding.weight"
@@ -63,7 +64,12 @@ KINDS = (
     Kind("flux", "original", ("double_blocks.0.img_attn.qkv.weight",), NETWORK),
     Kind("dit", "original", ("y_embedder.embedding_table.weight",), NETWORK),
     Kind("unet", "diffusers", ("down_blocks.0.resnets.0.norm1.weight",), NETWORK),
-    Kind("flux", "diffusers", ("x_embedder.weight",), NETWORK),
+    Kind(
+        "flux",
+        "diffusers",
+        ("x_embedder.weight", "single_transformer_blocks.0.attn.to_q.weight"),
+        NETWORK,
+    ),
     Kind("mmdit", "diffusers", ("time_text_embed.text_embedder.linear_1.weight",), NETWORK),
     Kind(
         "dit",
@@ -153,16 +159,23 @@ def _by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _component(prefix: str, names: list[str], shapes: Shapes) -> Component | None:
     bare = {name.removeprefix(prefix) for name in names}
-    kind = next((k for k in KINDS if not bare.isdisjoint(k.telltales)), None)
+    kind = next((k for k in KINDS if not bare.isdisjoint(k.telltales)), None) or _by_most_names(bare)
     if kind is None:
         return None
     role = kind.role or _clip_role(names, prefix, shapes)
     return Component(role=role, kind=kind.name, layout=kind.layout, prefix=prefix, names=tuple(names))
 
 
+def _by_most_names(bare: set[str]) -> Kind | None:
+    """The kind of network that shares most of these names, where the one that tells it apart is missing."""
+    found = likeliest(bare)
+    return next((kind for kind in KINDS if (kind.name, kind.layout) == found), None)
+
+
 def _clip_role(names: list[str], prefix: str, shapes: Shapes) -> str:
     """Widths tell the published encoders apart; of others the prefix says which one it is, or the depth."""
-    width = next(shapes[name][-1] for name in names if name.endswith("token_embedding.weight"))
+    tokens = (shapes[name] for name in names if name.endswith("token_embedding.weight"))
+    width = next((shape[-1] for shape in tokens if shape), 0)
     depth = len({m[1] for m in (re.search(r"\.(?:layers|resblocks)\.(\d+)\.", name) for name in names) if m})
     deep = "clip_g" if depth > 24 else "openclip_h" if depth > 12 else "clip_l"
     return CLIP_ROLES.get(width) or PREFIXES[prefix] or deep

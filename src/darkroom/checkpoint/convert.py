@@ -11,7 +11,7 @@ from torch import Tensor
 from darkroom.checkpoint.anatomy import CLIP_TOKENS, NETWORK
 from darkroom.checkpoint.documents import config_of, write_documents
 from darkroom.checkpoint.formats.gguf_file import FILE_TYPES, Quant, save_gguf
-from darkroom.checkpoint.formats.io import cast, save_tensors
+from darkroom.checkpoint.formats.io import INDEX_SUFFIX, cast, save_tensors
 from darkroom.checkpoint.formats.quantised import encode_fp8
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.loose import CONTROLNET, ORIGIN, Form, Loose, Origin, Piece, extra_file, take_apart
@@ -103,6 +103,12 @@ def write(
     max_bytes: int | None = None,
 ) -> list[Path]:
     """Write a model that was taken apart; arguments and result are those of `convert`."""
+    if dtype in QUANTS and to != "parts" and out.suffix != GGUF:
+        raise InputError(f"{out}: {dtype} is for GGUF: convert to parts, or name a .gguf file")
+    if dtype == "fp8_scaled" and to == "diffusers":
+        raise InputError(
+            f"{out}: diffusers would leave the scales of fp8_scaled out: convert to single or parts"
+        )
     stays = to == loose.form and out.suffix != GGUF
     made = _as_it_lies(loose) if stays else arrange(loose, to)
     if to == "single":
@@ -267,7 +273,8 @@ def _write_single(out: Path, made: Arranged, dtype: str | None, max_bytes: int |
         kept = {name: tensor for name, tensor in (tensors | made.beside).items() if name not in made.absent}
         for file, part in _halves(out, kept, made.half).items():
             save_tensors(file, part, made.metadata or {"format": "pt"}, max_bytes)
-    return [out, *_write_extra(out, "single", made)]
+    written = out if out.exists() else out.with_name(out.name + INDEX_SUFFIX)
+    return [written, *_write_extra(out, "single", made)]
 
 
 def _halves(out: Path, tensors: Tensors, half: str) -> dict[Path, Tensors]:

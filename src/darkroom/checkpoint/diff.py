@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from darkroom.checkpoint.loose import take_apart
+from darkroom.checkpoint.loose import Loose, take_apart
 from darkroom.checkpoint.low_rank import factors
 from darkroom.checkpoint.pairs import Compared, Pair, both, compare_pieces
-from darkroom.errors import some
+from darkroom.errors import InputError, some
 
-Verdict = Literal["equal", "rounded", "low-rank", "merged", "retrained", "other shapes"]
+Verdict = Literal["equal", "rounded", "low-rank", "merged", "retrained", "other shapes", "on one side only"]
 
 # Networks of their own are about √2 times their size apart, fine-tuned ones a tenth to a third of it.
 RETRAINED = 0.7
@@ -84,7 +84,30 @@ def diff(first: str | Path, second: str | Path, *, base: str | Path | None = Non
         root = c.pieces[role].ours() if c is not None and role in c.pieces else {}
         bar = tqdm(compared.pairs, desc=role, unit=" tensors", delay=1, disable=None, leave=False)
         found.append(judge(role, [measure(pair, root.get(pair.name)) for pair in bar], compared))
-    return found
+    return [*found, *_one_sided(a, b)]
+
+
+def _one_sided(a: Loose, b: Loose) -> Iterator[Difference]:
+    """Networks, and tensors of no network, that only one of two models has."""
+    for role in a.pieces.keys() ^ b.pieces.keys():
+        count = len((a.pieces.get(role) or b.pieces[role]).tensors)
+        sides = {"only_first": (role,), "only_second": ()} if role in a.pieces else {}
+        sides = sides or {"only_first": (), "only_second": (role,)}
+        yield Difference(
+            role=role, verdict="on one side only", relative=0.0, changed=count, count=count, **sides
+        )
+    ours, theirs = ({**loose.extra, **loose.carried}.keys() for loose in (a, b))
+    first, second = tuple(ours - theirs), tuple(theirs - ours)
+    if first or second:
+        yield Difference(
+            role="of no network",
+            verdict="on one side only",
+            relative=0.0,
+            changed=len(first) + len(second),
+            count=len(ours | theirs),
+            only_first=first,
+            only_second=second,
+        )
 
 
 def measure(pair: Pair, base: Tensor | None = None) -> Change:
@@ -97,6 +120,8 @@ def measure(pair: Pair, base: Tensor | None = None) -> Change:
         return Change(**shared, equal=True, rounded=True, relative=0.0, along=along)
     a, b = first.float(), second.float()
     delta = b - a
+    if not bool(delta.isfinite().all()):
+        raise InputError(f"{pair.role}.{pair.name}: is not finite in one of the two")
     size = float(a.norm())
     relative = float(delta.norm()) / size if size else math.inf
     if _rounded(first, second):
@@ -210,7 +235,7 @@ def notes(found: Iterable[Difference]) -> Iterable[str]:
     """Where each network changed most, and names that one of the two lacks."""
     for d in found:
         most = sorted(d.blocks.items(), key=lambda item: -item[1])[:10]
-        if d.changed:
+        if any(d.blocks.values()):
             changed = ", ".join(f"{block} {change:.3f}" for block, change in most if change)
             yield f"{d.role}: changed most in {changed}"
         for what, names in (

@@ -15,7 +15,7 @@ from darkroom.checkpoint.loose import Piece
 from darkroom.checkpoint.low_rank import factors
 from darkroom.checkpoint.pairs import both, check_alike, compare_pieces
 from darkroom.checkpoint.tables import Tensors
-from darkroom.errors import InputError
+from darkroom.errors import InputError, some
 
 # Prefixes of kohya's files: the U-Net, and text encoders where there is one or two of them.
 UNET, ONE_TEXT, TWO_TEXTS = "lora_unet", "lora_te", ("lora_te1", "lora_te2")
@@ -68,15 +68,19 @@ def extract(
             continue
         before, after = _named(first.pieces[role]), _named(second.pieces[role])
         check_alike(compare_pieces(first.pieces[role], second.pieces[role]), role, base, tuned)
+        layers_ = [t for n, t in before.items() if _is_layer(n, t)]
+        most = min(rank, max((min(t.flatten(1).shape) for t in layers_), default=1))
         bar = tqdm(before, desc=role, unit=" tensors", delay=1, disable=None, leave=False)
         for name in bar:
             delta = after[name].float() - before[name].float()
+            if not bool(delta.isfinite().all()):
+                raise InputError(f"{role}.{name}: is not finite in one of the two")
             if float(delta.norm()) <= smallest * float(before[name].float().norm()):
                 continue
             if not _is_layer(name, delta):
                 left.append(f"{role}.{name}")
                 continue
-            made, held = _layer(delta, rank, share)
+            made, held = _layer(delta, most, share)
             tensors |= _tensors(prefix, name.removesuffix(".weight"), made, dtype)
             energies = [energies[0] + held, energies[1] + float(delta.double().square().sum())]
             layers += 1
@@ -146,4 +150,4 @@ def lines(found: Extracted) -> Iterable[str]:
     """What was made, in words."""
     yield f"{found.layers} layers, {found.energy:.2%} of their difference"
     if found.left:
-        yield f"{len(found.left)} changed tensors have no place in a LoRA: {', '.join(found.left[:10])}"
+        yield f"{len(found.left)} changed tensors have no place in a LoRA: {some(found.left)}"

@@ -14,7 +14,7 @@ from darkroom.checkpoint.formats.read import read_header
 from darkroom.checkpoint.known import Nearest, families, nearest, network_family
 from darkroom.checkpoint.other_files import other_file
 from darkroom.checkpoint.prediction import Told, told_prediction
-from darkroom.errors import some
+from darkroom.errors import NAMES_SHOWN, some
 
 VARIANTS = {
     "sd1": "base",
@@ -313,5 +313,9 @@ def notes(found: Report) -> Iterable[str]:
         yield f"unknown: {some(found.unknown)}"
     if found.left_out:
         yield "left out: " + ", ".join(f"{count} of {what}" for what, count in found.left_out.items())
+    if told := {key: value for key, value in found.metadata.items() if key != "format"}:
+        shown = [f"{key} = {value[:60]}{'...' if len(value) > 60 else ''}" for key, value in told.items()]
+        more = len(shown) - NAMES_SHOWN
+        yield "metadata: " + "; ".join(shown[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
     if found.stubs:
         yield f"in the pickle, not run: {some(found.stubs)}"

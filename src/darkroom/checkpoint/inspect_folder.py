@@ -34,7 +34,11 @@ def inspect_folder(folder: Path) -> Report:
         components=components,
         unknown=tuple(prefix + name for prefix, part in parts.items() for name in part.unknown),
         left_out=_summed(parts),
-        evidence=tuple(f"{prefix}: {line}" for prefix, part in parts.items() for line in part.evidence),
+        evidence=tuple(
+            f"{prefix.rstrip('/')}: {line}" if prefix else line
+            for prefix, part in parts.items()
+            for line in part.evidence
+        ),
     )
     return _as_the_folder_says(found, folder)
 

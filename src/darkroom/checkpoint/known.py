@@ -17,6 +17,8 @@ from darkroom.checkpoint.formats.header import Shape, Shapes
 from darkroom.errors import InputError
 
 ARCHIVE = Path(__file__).with_name("known.zip")
+MOST = 0.5  # the share of names from which on a network is like a known one
+FEW = 0.02  # the share of names that a damaged file may differ by and still be of a family
 SMALL = 32  # dims below it say how many channels there are, and stay when a network is made narrower
 
 
@@ -34,9 +36,14 @@ class Nearest:
     reshaped: tuple[str, ...]
 
     @property
+    def differences(self) -> int:
+        """How many names are missing or too much."""
+        return len(self.missing) + len(self.unexpected)
+
+    @property
     def same_names(self) -> bool:
         """Whether no name is missing or too much."""
-        return not (self.missing or self.unexpected)
+        return not self.differences
 
     @property
     def exact(self) -> bool:
@@ -68,17 +75,42 @@ def nearest(kind: str, layout: str, shapes: Shapes, family: str | None = None) -
 
 def network_family(kind: str, layout: str, shapes: Shapes, *, edm: bool) -> tuple[str | None, str]:
     """The family of a denoising network, and why: by widths that only it has, else by all its names."""
-    facts = f"{kind}: {describe(kind, shapes)}"
+    facts, near = f"{kind}: {describe(kind, shapes)}", nearest(kind, layout, shapes)
+    close = near is not None and near.differences <= FEW * len(shapes)
     try:
         family = find_row(kind, shapes, edm=edm).family
-        return family, f"{facts}: only {family} has these"
+        own = nearest(kind, layout, shapes, family)
+        # A tensor that is missing may make one family look like another, which then has other names too.
+        if not close or own is None or near is None or own.differences <= near.differences:
+            return family, f"{facts}: only {family} has these"
     except InputError:
-        near = nearest(kind, layout, shapes)
-    if near is None or not near.same_names:
+        pass
+    if near is None or not close:
         return None, f"{facts}: no known family has these"
     predicts = "edm" if edm else families()[near.of[0]]["prediction"]
     family = next((f for f in near.of if families()[f]["prediction"] == predicts), near.of[0])
-    return family, f"{facts}: no known family has these; names are those of {family}"
+    but = f", but for {near.differences}" if near.differences else ""
+    return family, f"{facts}: no known family has these; names are those of {family}{but}"
+
+
+def likeliest(names: set[str]) -> tuple[str, str] | None:
+    """Kind and layout of the known network with most of these names, if it has and holds most of them."""
+    best, found = MOST, None
+    for member in _members():
+        for entry in _read(member):
+            known = entry["tensors"].keys()
+            share = len(known & names) / max(len(known), len(names), 1)
+            if share > best:
+                best, found = share, member
+    if found is None:
+        return None
+    kind, _, layout = found.rpartition(".")
+    return kind, layout
+
+
+def _members() -> list[str]:
+    names = (name.removesuffix(".json") for name in _archive().namelist())
+    return [name for name in names if name != "families"]
 
 
 @cache

@@ -27,7 +27,7 @@ from darkroom.checkpoint.readings import read_component, shapes_of
 from darkroom.checkpoint.single_file import half_of, joined_halves
 from darkroom.checkpoint.tables import Tensors
 from darkroom.config import from_json
-from darkroom.errors import InputError
+from darkroom.errors import InputError, some, unknown
 from darkroom.families import FAMILIES
 from darkroom.family_parts import KNOWN_PARTS
 from darkroom.files import read_json
@@ -74,7 +74,8 @@ class Loose:
     """A model taken apart; `extra` are tensors of no network, by their names where they were.
 
     `origin` says how it lay before an earlier conversion, if there was one, and `carried` are tensors that
-    had no room since. `half` is encoder or decoder where a tiny autoencoder came as two files.
+    had no room since. `half` is encoder or decoder where a tiny autoencoder came as two files, and
+    `other` says what a file is that is no model.
     """
 
     form: Form
@@ -85,6 +86,12 @@ class Loose:
     origin: Origin | None = None
     carried: Tensors = field(default_factory=dict)
     half: str = ""
+    other: str = ""
+
+    @property
+    def contents(self) -> str:
+        """What it holds, in words."""
+        return self.other or some(self.pieces) or "nothing known"
 
 
 def take_apart(path: str | Path, family: str | None = None) -> Loose:
@@ -94,6 +101,8 @@ def take_apart(path: str | Path, family: str | None = None) -> Loose:
     InputError, which names the file, where it holds nothing known.
     """
     path = Path(path)
+    if family is not None and family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
     if path.is_dir():
         return _folder(path, family)
     tensors, metadata = load_tensors(path)
@@ -115,9 +124,12 @@ def _named(tensors: Mapping[str, Tensor], where: Path, family: str | None, confi
         return _of_other(tensors, where, other.kind, family or other.family)
     anatomy = dissect(shapes)
     network = anatomy.components.get(NETWORK)
-    if network is not None and family is None:
+    if network is not None:
         bare, edm = network.bare(shapes), MEAN in anatomy.markers
-        family, _ = network_family(network.kind, network.layout, bare, edm=edm)
+        found, why = network_family(network.kind, network.layout, bare, edm=edm)
+        if family is not None and found is not None and not _may_be(family, found):
+            raise InputError(f"{where}: is not {family}: {why}")
+        family = family or found
     pieces = {
         role: _piece(part, tensors, config or _config(part, tensors, family, where))
         for role, part in anatomy.components.items()
@@ -125,6 +137,11 @@ def _named(tensors: Mapping[str, Tensor], where: Path, family: str | None, confi
     taken = {name for part in anatomy.components.values() for name in part.names}
     extra = {name: tensor for name, tensor in tensors.items() if name not in taken}
     return Loose(form="single", family=family, pieces=pieces, extra=extra, metadata={})
+
+
+def _may_be(family: str, found: str) -> bool:
+    """Whether two families' networks are of one shape, so that a file cannot say which it is of."""
+    return FAMILIES[family].network == FAMILIES[found].network
 
 
 def _piece(part: Component, tensors: Mapping[str, Tensor], config: Any) -> Piece:
@@ -155,7 +172,7 @@ def _config(part: Component, tensors: Mapping[str, Tensor], family: str | None, 
 def _of_other(tensors: Mapping[str, Tensor], where: Path, kind: str, family: str | None) -> Loose:
     """A file that is no model: a ControlNet has two layouts, others have one and stay as they are."""
     if kind != "ControlNet" or family not in ("sd1", "sd2"):
-        return Loose(form="single", family=family, pieces={}, extra=dict(tensors), metadata={})
+        return Loose(form="single", family=family, pieces={}, extra=dict(tensors), metadata={}, other=kind)
     prefix = "control_model." if any(name.startswith("control_model.") for name in tensors) else ""
     bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     layout = "original" if "input_hint_block.0.weight" in bare else "diffusers"

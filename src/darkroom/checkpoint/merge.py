@@ -1,6 +1,7 @@
 """One model made of several: weighted sums and added differences, by network and by block."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from darkroom.checkpoint.anatomy import EMA
 from darkroom.checkpoint.loose import Loose, Piece, take_apart
 from darkroom.checkpoint.pairs import block_names, restored
 from darkroom.checkpoint.tables import Tensors
@@ -52,14 +54,15 @@ def merge(
 
     So two models at weight 0.5 are averaged, and with a `base` their difference from it is added. Of several
     rules that fit a tensor the last decides. Values are computed in float32 and stored as those of the first
-    model; whole numbers, networks that the others lack, and channels beyond those of the others (inpainting's
-    in the first layer) stay the first model's. Raises InputError naming tensors that differ in name or shape,
-    and one that is not finite.
+    model. Whole numbers, networks that one of the others lacks (a warning names them), and channels beyond
+    those of the others (inpainting's in the first layer) stay the first model's. Raises InputError for a
+    model that has nothing in common, and naming tensors that differ in name or shape or are not finite.
     """
     if len(weights) != len(others):
-        raise InputError(f"{len(others)} models beside the first need as many weights, not {len(weights)}")
+        raise InputError(f"each model beside the first needs a weight: {len(others)}, not {len(weights)}")
     paths = [*others, *([base] if base is not None else [])]
     loose = [take_apart(path) for path in paths]
+    _check_common(first, paths, loose)
     pieces = dict(first.pieces)
     for role, piece in first.pieces.items():
         if all(role in other.pieces for other in loose):
@@ -68,7 +71,22 @@ def merge(
     used = {rule.pattern for rule in rules if _used(rule, first.pieces.values())}
     if idle := [rule.pattern for rule in rules if rule.pattern not in used]:
         raise InputError(f"rules that fit nothing: {some(idle)}")
-    return replace(first, pieces=pieces)
+    extra = {name: tensor for name, tensor in first.extra.items() if not name.startswith(EMA)}
+    return replace(first, pieces=pieces, extra=extra)
+
+
+def _check_common(first: Loose, paths: Sequence[str | Path], others: Sequence[Loose]) -> None:
+    for path, other in zip(paths, others, strict=True):
+        if not first.pieces.keys() & other.pieces.keys():
+            raise InputError(
+                f"{path}: has no network in common with the first model: it holds {other.contents}"
+            )
+        if lacking := first.pieces.keys() - other.pieces.keys():
+            warnings.warn(f"{path}: has no {some(lacking)}: stays as in the first model", stacklevel=3)
+    if any(name.startswith(EMA) for name in first.extra):
+        warnings.warn(
+            f"averaged copies ({EMA}*) are left out: they are not those of the result", stacklevel=3
+        )
 
 
 def _merged(

@@ -34,6 +34,7 @@ LORA_TENSORS = {
     "xlabs": r".+_lora\d?\.(down|up)\.weight",
     "diffusers (old)": r".+(_lora|lora_linear_layer)\.(down|up)\.weight",
     "diffusers": r"(unet|transformer|text_encoder(_\d)?)\..+\.(lora_[AB]\.weight|lora_mag\w+|alpha)",
+    "cloneofsimo": r"(unet|text_encoder):\d+:(up|down|rank)|<.+>",
     "comfyui": r"diffusion_model\..+\.(lora_([AB]|down|up)\.weight|alpha|diff(_b)?)",
     "black forest labs": r"(\w+_in|double_blocks|single_blocks|final_layer)(\..+)?\.(lora_[AB]\.(weight|bias)"
     r"|scale)",
@@ -42,6 +43,7 @@ LORA_TELLTALES = {
     "lycoris": r"\.(hada_w|lokr_w)|^(lora|lycoris)_.*\.diff$|^lycoris_",
     "kohya": r"^lora_(unet|te\d?)_",
     "peft": r"^base_model\.model\..*lora_",
+    "cloneofsimo": r"^(unet|text_encoder):\d+:(up|down)$",
     "xlabs": r"\.processor\.\w+_lora\d\.",
     "diffusers (old)": r"\.processor\.\w+_lora\.|lora_linear_layer",
     "comfyui": r"^diffusion_model\..*lora_",
@@ -55,7 +57,10 @@ LORA_NETWORKS = {
     "sdxl": r"lora_te[12]_|text_encoder_2\.|lora_unet_(in|out)put_block|transformer_blocks[._][2-9]",
 }
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-ANY_LORA = re.compile(r"(^|[._])lora[_.A-Z\d]|^lycoris_|\.(hada_w|lokr_w|oft_)|\.diff$", re.MULTILINE)
+ANY_LORA = re.compile(
+    r"^(unet|text_encoder):\d+:(up|down)$|(^|[._])lora[_.A-Z\d]|^lycoris_|\.(hada_w|lokr_w|oft_)|\.diff$",
+    re.MULTILINE,
+)
 
 CONTROLNET = re.compile(r"^control_model\.|controlnet_|^input_hint_block\.", re.MULTILINE)
 CONTROLNETS = {
@@ -69,7 +74,7 @@ OTHERS = {
         "picture prompts",
         "makes prompts of pictures and is no model: give the file of one",
     ),
-    r"^(emb_params|clip_l|clip_g|string_to_param.*)$": (
+    r"^(emb_params|clip_l|clip_g|string_to_param.*)$|\A<[^>\n]+>\Z": (
         "textual inversion",
         "is a textual inversion, a word and no model: give the file of a model",
     ),

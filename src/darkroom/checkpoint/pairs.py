@@ -80,8 +80,8 @@ def both(first: str | Path, second: str | Path) -> tuple[Loose, Loose]:
     """Two models taken apart; raises InputError where they have no network in common."""
     a, b = take_apart(first), take_apart(second)
     if not a.pieces.keys() & b.pieces.keys():
-        found = f"{some(a.pieces) or 'none'} and {some(b.pieces) or 'none'}"
-        raise InputError(f"{first} and {second}: have no network in common ({found})")
+        holds = f"the first holds {a.contents}, the second {b.contents}"
+        raise InputError(f"{first} and {second}: have no network in common: {holds}")
     return a, b
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from darkroom.checkpoint.anatomy import AUTOENCODER, EMA, dissect
+from darkroom.checkpoint.formats.fp8_names import fp8_companions
 from darkroom.checkpoint.formats.io import cast
+from darkroom.checkpoint.formats.quantised import decode_fp8
 from darkroom.checkpoint.readings import shapes_of
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some
@@ -42,6 +44,9 @@ def prune(
     become `dtype` if one is given, those of the autoencoder not with `full_autoencoder`: SDXL's overflows in
     float16. Raises InputError where there are no averaged weights to use, or where they lack some.
     """
+    before = sum(tensor.nbytes for tensor in tensors.values())
+    if dtype is not None and fp8_companions(tensors):  # scales are for the float8 weights alone
+        tensors = decode_fp8(tensors, dtype)
     copies = {name: tensor for name, tensor in tensors.items() if name.startswith(EMA)}
     losses = tuple(name for name in tensors if name.startswith(LOSS))
     kept = {name: tensor for name, tensor in tensors.items() if name not in losses and name not in copies}
@@ -49,13 +54,15 @@ def prune(
         kept = _averaged(kept, copies)
     if ema == "keep":
         kept |= copies
+    if not kept:
+        raise InputError(f"nothing would be left: the file holds {some(tensors)}")
     full = _autoencoder(kept) if full_autoencoder else frozenset[str]()
     kept = {name: tensor if name in full else cast(tensor, dtype) for name, tensor in kept.items()}
     dropped = {"averaged copies": tuple(copies) if ema != "keep" else (), "losses": losses}
     return Pruned(
         tensors=kept,
         dropped={why: names for why, names in dropped.items() if names},
-        before=sum(tensor.nbytes for tensor in tensors.values()),
+        before=before,
         after=sum(tensor.nbytes for tensor in kept.values()),
     )
 

@@ -41,8 +41,9 @@ from darkroom.checkpoint.formats.fp8_names import fp8_companions
 from darkroom.checkpoint.formats.io import Device, cast, load_tensors
 from darkroom.checkpoint.formats.quantised import decode_fp8
 from darkroom.checkpoint.formats.read import is_gguf
+from darkroom.checkpoint.known import nearest
 from darkroom.checkpoint.other_files import other_file
-from darkroom.checkpoint.readings import read_component, shapes_of
+from darkroom.checkpoint.readings import Reading, read_component, shapes_of
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some
 
@@ -146,7 +147,7 @@ def _part(component: Component, tensors: Mapping[str, Tensor]) -> tuple[Part[Any
     """A network out of its tensors, and the names of the file that it has no use for."""
     kind, role, prefix = component.kind, component.role, component.prefix
     _check_clip(component, tensors)
-    reading = read_component(component, tensors)
+    reading = _reading(component, tensors)
     with torch.device("meta"), Unfilled():
         blank = BUILDERS.get(role, build_text_encoder)(reading.config)
     expected = blank.state_dict()
@@ -159,16 +160,33 @@ def _part(component: Component, tensors: Mapping[str, Tensor]) -> tuple[Part[Any
     return Part(config=reading.config, tensors=own, blank=blank), extra
 
 
+def _reading(component: Component, tensors: Mapping[str, Tensor]) -> Reading:
+    """Raises InputError with names on both sides where what says the network's shape is missing."""
+    try:
+        return read_component(component, tensors)
+    except InputError as error:
+        near = nearest(component.kind, component.layout, component.bare(shapes_of(tensors)))
+        if near is None or not 0 < near.differences <= DAMAGED * len(component.names):
+            raise
+        sides = {"missing": near.missing, "unexpected": near.unexpected}
+        named = {what: [component.prefix + name for name in names] for what, names in sides.items()}
+        lists = "; ".join(f"{what}: {some(names)}" for what, names in named.items() if names)
+        title = TITLES.get(component.kind, component.kind)
+        raise InputError(f"its {title} is nearest to {near.of[0]}, but not it; {lists}") from error
+
+
 def _check_clip(component: Component, tensors: Mapping[str, Tensor]) -> None:
     """Without a prefix only its width says which CLIP text encoder it is."""
     if component.kind != "clip" or PREFIXES[component.prefix]:
         return
-    width = next(tensors[name].shape[1] for name in component.names if name.endswith(CLIP_TOKENS_END))
-    if width not in CLIP_ROLES:
+    tokens = (tensors[name].shape[1] for name in component.names if name.endswith(CLIP_TOKENS_END))
+    width = next(tokens, None)
+    if width is not None and width not in CLIP_ROLES:
         wide = some(map(str, CLIP_ROLES))
         raise InputError(f"a CLIP text encoder {width} wide: those known are {wide} wide")
 
 
+DAMAGED = 0.1  # the share of names up to which a network is a known one that lacks some, not another one
 CLIP_TOKENS_END = "token_embedding.weight"
 BUILDERS: dict[str, Callable[[Any], nn.Module]] = {NETWORK: build_network, AUTOENCODER: build_autoencoder}
 TITLES = dict.fromkeys(("clip", "t5", "ldm_text"), "text encoder") | {"tiny autoencoder": "autoencoder"}

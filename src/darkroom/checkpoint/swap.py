@@ -46,6 +46,7 @@ def swap_vae(
     *,
     out: str | Path,
     parts: Sequence[str | Path] = (),
+    tokenizers: str | Path | None = None,
     size: int | None = 256,
     interposer: InterposerTraining | None = None,
     perceptual: Distance | None = None,
@@ -70,7 +71,7 @@ def swap_vae(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there; name a folder that is empty or does not exist")
     new = _plain(load_any_autoencoder(vae))
-    whole = load_any(model, parts=parts, dtype=dtype)
+    whole = load_any(model, parts=parts, tokenizers=tokenizers, dtype=dtype)
     stride = whole.spec.latent_space.stride
     pictures = read_pictures([Path(image) for image in images], stride=stride, size=size)
     verdict, swapped = judge(

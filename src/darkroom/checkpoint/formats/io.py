@@ -4,6 +4,7 @@ import json
 import mmap
 import platform
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -70,6 +71,8 @@ def load_tensors(
     naming the file and what is wrong with it, as `read_header` does.
     """
     header = read_header(Path(path))
+    if header.stubs:
+        warnings.warn(f"{path}: left out, as nothing in a pickle is run: {some(header.stubs)}", stacklevel=2)
     maps: dict[Path, mmap.mmap] = {}
     tensors: dict[str, Tensor] = {}
     for name, entry in header.entries.items():
