@@ -198,6 +198,7 @@ def merge(
     weight: tuple[float, ...] = (),
     base: MaybePath = None,
     rule: tuple[str, ...] = (),
+    blocks: MaybeText = None,
     dtype: MaybeText = None,
     mkdir: bool = False,
 ) -> None:
@@ -210,6 +211,7 @@ def merge(
         weight: A weight for each of the others; even shares if none is given, or 1 each with a base.
         base: What the others were made from, to add only what they differ by.
         rule: Weights for a part, a block or tensors: clip_l=0, IN0*=0.3, network.OUT11=1; the last holds.
+        blocks: The U-Net's weights block by block, 25 or 26 numbers with commas between, or 19 or 20 of SDXL.
         dtype: Precision of the result; the first model's if not given.
         mkdir: Make the output's folder if it does not exist.
     """
@@ -220,10 +222,11 @@ def merge(
     form = _form(output)
     from darkroom.checkpoint.convert import check, write
     from darkroom.checkpoint.loose import take_apart
-    from darkroom.checkpoint.merge import Rule, merge
+    from darkroom.checkpoint.merge import Rule, block_rules, merge
 
     check(output, dtype)
-    rules = [Rule.parse(text, len(others)) for text in rule]
+    by_block = block_rules(blocks, len(others)) if blocks else ()
+    rules = [*by_block, *(Rule.parse(text, len(others)) for text in rule)]
     share = 1.0 if base is not None else 1 / (len(others) + 1)
     merged = merge(take_apart(first), others, weight or (share,) * len(others), base=base, rules=rules)
     for path in write(

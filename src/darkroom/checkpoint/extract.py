@@ -1,6 +1,6 @@
 """A LoRA out of the difference between two models, by singular values (Hu et al. 2021, run backwards)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,25 +11,40 @@ from tqdm.auto import tqdm
 
 from darkroom.checkpoint.anatomy import NETWORK
 from darkroom.checkpoint.layouts import layout_table
-from darkroom.checkpoint.loose import Piece
+from darkroom.checkpoint.loose import Loose, Piece
 from darkroom.checkpoint.low_rank import factors
 from darkroom.checkpoint.pairs import both, check_alike, compare_pieces
+from darkroom.checkpoint.rounding import rounded_to, same_bits
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some
 
-# Prefixes of kohya's files: the U-Net, and text encoders where there is one or two of them.
-UNET, ONE_TEXT, TWO_TEXTS = "lora_unet", "lora_te", ("lora_te1", "lora_te2")
-TEXTS = ("clip_l", "openclip_h", "clip_g")
 # Of the transformers diffusers' own names are read everywhere.
-TRANSFORMERS = ("mmdit", "flux")
-EMBEDDINGS = ("token_embedding", "position_embedding", "pos_embed", "shared.weight")
+TRANSFORMERS = ("mmdit", "flux", "dit")
+EMBEDDINGS = ("token_embedding", "position_embedding", "pos_embed", "embedding_table", "shared.weight")
+KOHYA = "lora_"  # with what prefixes in kohya's files begin
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a LoRA names a network: by the names of a layout under a prefix."""
+
+    prefix: str
+    layout: str
+
+
+# kohya names U-Nets as diffusers does, but SDXL's by the original release; text encoders by their number.
+UNET, SDXL_UNET = Naming("lora_unet", "diffusers"), Naming("lora_unet", "original")
+TEXTS = {role: Naming("lora_te", "hub") for role in ("clip_l", "openclip_h")}
+SDXL_TEXTS = {"clip_l": Naming("lora_te1", "hub"), "clip_g": Naming("lora_te2", "hub")}
+TRANSFORMER = Naming("transformer", "diffusers")
+TRANSFORMER_TEXTS = {"clip_l": Naming("text_encoder", "hub"), "clip_g": Naming("text_encoder_2", "hub")}
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """A LoRA and its header, how many layers it changes, and what of the difference it holds, 0 to 1.
+    """A LoRA and its header, how many layers it changes, and what of their difference it holds, 0 to 1.
 
-    `left` are tensors that changed and that a LoRA has no place for: biases, norms, embeddings.
+    `left` are tensors that changed and that a LoRA has no place for: biases, norms, embeddings, T5.
     """
 
     tensors: Tensors
@@ -52,60 +67,87 @@ def extract(
 
     Every layer gets the same rank; with `share` below 1 the fewest directions that hold so much of its
     difference's energy, at most `rank`, which not every loader understands. Layers that changed by less than
-    `smallest` of their size are left out. Linear layers and convolutions of the U-Net and of CLIP encoders
-    are named as kohya's files name them, those of SD 3 and FLUX as diffusers does. Raises InputError where
-    the models do not go together, or nothing changed.
+    `smallest` of their size, or by rounding alone, are left out. Linear layers and convolutions of a U-Net
+    and its CLIP encoders are named as in kohya's files, those of SD 3, FLUX and DiT as in diffusers'. Raises
+    InputError where the models do not go together, nothing changed, or a number is not finite.
     """
     if rank < 1 or not 0 < share <= 1:
         raise InputError(f"rank must be 1 or more and share within 0..1, not {rank} and {share}")
     first, second = both(base, tuned)
+    namings = _namings(first.pieces)
+    rank = min(rank, _most(first, namings))
     tensors: Tensors = {}
     left: list[str] = []
-    energies = [0.0, 0.0]
-    layers = 0
-    for role, prefix in _prefixes(first.pieces).items():
-        if role not in second.pieces:
+    held, energy, layers = 0.0, 0.0, 0
+    for role, name, before, after in _changed(first, second, namings, (base, tuned), smallest):
+        if role not in namings or not _is_layer(name, before):
+            left.append(f"{role}.{name}")
             continue
-        before, after = _named(first.pieces[role]), _named(second.pieces[role])
-        check_alike(compare_pieces(first.pieces[role], second.pieces[role]), role, base, tuned)
-        layers_ = [t for n, t in before.items() if _is_layer(n, t)]
-        most = min(rank, max((min(t.flatten(1).shape) for t in layers_), default=1))
-        bar = tqdm(before, desc=role, unit=" tensors", delay=1, disable=None, leave=False)
-        for name in bar:
-            delta = after[name].float() - before[name].float()
-            if not bool(delta.isfinite().all()):
-                raise InputError(f"{role}.{name}: is not finite in one of the two")
-            if float(delta.norm()) <= smallest * float(before[name].float().norm()):
-                continue
-            if not _is_layer(name, delta):
-                left.append(f"{role}.{name}")
-                continue
-            made, held = _layer(delta, most, share)
-            tensors |= _tensors(prefix, name.removesuffix(".weight"), made, dtype)
-            energies = [energies[0] + held, energies[1] + float(delta.double().square().sum())]
-            layers += 1
+        delta = _difference(f"{role}.{name}", before, after)
+        made, part = _layer(delta, rank, share)
+        tensors |= _tensors(namings[role].prefix, name.removesuffix(".weight"), made, dtype)
+        held, energy, layers = held + part, energy + float(delta.double().square().sum()), layers + 1
     if not tensors:
         raise InputError(f"{tuned}: does not differ from {base} in any layer that a LoRA could change")
     metadata = _metadata(rank, first.family, Path(base).name)
-    return Extracted(tensors, metadata, layers, energies[0] / energies[1], tuple(left))
+    return Extracted(tensors, metadata, layers, held / energy, tuple(left))
 
 
-def _prefixes(pieces: Mapping[str, Piece]) -> dict[str, str]:
-    texts = [role for role in TEXTS if role in pieces]
-    names = (ONE_TEXT,) if len(texts) == 1 else TWO_TEXTS
+def _namings(pieces: Mapping[str, Piece]) -> dict[str, Naming]:
+    """How loaders want the networks of such a model named; a network that none loads has no name."""
     network = pieces.get(NETWORK)
-    prefixes = dict(zip(texts, names, strict=False))
-    if network is None:
-        return prefixes
-    if network.kind in TRANSFORMERS:  # which loaders take with their own text encoders' LoRAs alone
-        return {NETWORK: "transformer"}
-    return {NETWORK: UNET} | prefixes
+    if network is not None and network.kind in TRANSFORMERS:
+        named = {NETWORK: TRANSFORMER} | TRANSFORMER_TEXTS
+    elif "clip_g" in pieces or (network is not None and getattr(network.config, "pooled_dim", None)):
+        named = {NETWORK: SDXL_UNET} | SDXL_TEXTS
+    else:
+        named = {NETWORK: UNET} | TEXTS
+    return {role: naming for role, naming in named.items() if role in pieces}
 
 
-def _named(piece: Piece) -> Tensors:
-    """Tensors under the names that LoRAs know: diffusers', and those of transformers."""
-    layout = "hub" if piece.kind == "clip" else "diffusers"
-    return layout_table(piece.kind, layout, piece.config)(piece.ours())
+def _changed(
+    first: Loose,
+    second: Loose,
+    namings: Mapping[str, Naming],
+    paths: tuple[str | Path, str | Path],
+    smallest: float,
+) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Tensors that differ by more than rounding: role, name in the LoRA's layout, before and after."""
+    for role, piece in first.pieces.items():
+        if role not in second.pieces or (role not in namings and piece.kind not in ("clip", "t5")):
+            continue
+        other = second.pieces[role]
+        check_alike(compare_pieces(piece, other), role, *paths)
+        before, after = (_named(each, namings.get(role)) for each in (piece, other))
+        for name in tqdm(before, desc=role, unit=" tensors", delay=1, disable=None, leave=False):
+            if _moved(before[name], after[name], smallest):
+                yield role, name, before[name], after[name]
+
+
+def _named(piece: Piece, naming: Naming | None) -> Tensors:
+    if naming is None:
+        return piece.ours()
+    return layout_table(piece.kind, naming.layout, piece.config)(piece.ours())
+
+
+def _moved(before: Tensor, after: Tensor, smallest: float) -> bool:
+    if not before.is_floating_point() or same_bits(before, after) or rounded_to(before, after) is not None:
+        return False
+    delta, size = after.float() - before.float(), float(before.float().norm())
+    return not float(delta.norm()) <= smallest * size  # also where it is NaN
+
+
+def _difference(where: str, before: Tensor, after: Tensor) -> Tensor:
+    delta = after.float() - before.float()
+    if not bool(delta.isfinite().all()):
+        raise InputError(f"{where}: is not finite in one of the two")
+    return delta
+
+
+def _most(loose: Loose, namings: Mapping[str, Naming]) -> int:
+    """The largest rank that a layer can have."""
+    named = ((n, t) for role in namings for n, t in _named(loose.pieces[role], namings[role]).items())
+    return max((min(t.flatten(1).shape) for n, t in named if _is_layer(n, t)), default=1)
 
 
 def _is_layer(name: str, tensor: Tensor) -> bool:
@@ -127,7 +169,7 @@ def _layer(delta: Tensor, rank: int, share: float) -> tuple[tuple[Tensor, Tensor
 
 def _tensors(prefix: str, layer: str, made: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensors:
     down, up = (tensor.contiguous().to(dtype) for tensor in made)
-    if prefix == "transformer":
+    if not prefix.startswith(KOHYA):
         return {f"{prefix}.{layer}.lora_A.weight": down, f"{prefix}.{layer}.lora_B.weight": up}
     name = f"{prefix}_{layer.replace('.', '_')}"
     alpha = torch.tensor(float(down.shape[0]))

@@ -1,10 +1,12 @@
 """One model made of several: weighted sums and added differences, by network and by block."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,13 +16,23 @@ from tqdm.auto import tqdm
 from darkroom.checkpoint.anatomy import EMA
 from darkroom.checkpoint.loose import Loose, Piece, take_apart
 from darkroom.checkpoint.pairs import block_names, restored
+from darkroom.checkpoint.rounding import wide
 from darkroom.checkpoint.tables import Tensors
 from darkroom.errors import InputError, some
+
+Terms = Sequence[tuple[Tensor, float]]  # what is added, and how much of it
+
+# Blocks of a U-Net on the way down, and as many on the way up: SD 1 and 2, and SDXL.
+DEPTHS = (12, 9)
+RANGE = re.compile(r"(\d+)-(\d+)(?![^\[]*\])")  # but [0-9], one character of a pattern, is none
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Other weights where a pattern fits a network's role, a block, or role.name of a tensor."""
+    """Other weights where a pattern fits a network's role, a block, or role.name of a tensor.
+
+    In patterns `*`, `?` and `[...]` are those of file names, and 00-05 stands for every number between.
+    """
 
     pattern: str
     weights: tuple[float, ...]
@@ -32,14 +44,35 @@ class Rule:
         Raises InputError for anything else.
         """
         pattern, equals, values = text.rpartition("=")
-        try:
-            weights = tuple(float(value) for value in values.split(","))
-        except ValueError:
-            weights = ()
-        if not (pattern and equals) or len(weights) != count or not all(map(math.isfinite, weights)):
+        weights = _numbers(values)
+        if not (pattern and equals) or len(weights) != count:
             wanted = "pattern=weight" if count == 1 else f"pattern={','.join(['weight'] * count)}"
-            raise InputError(f"rule {text!r}: must be {wanted}, such as IN0*=0.3 or clip_l=0")
+            raise InputError(f"rule {text!r}: must be {wanted}, such as IN0*=0.3, OUT00-05=1 or clip_l=0")
         return cls(pattern, weights)
+
+    def fits(self, role: str, block: str, name: str) -> bool:
+        """Whether the pattern fits a tensor by one of its names."""
+        texts = (role, block, f"{role}.{block}", f"{role}.{name}")
+        return any(fnmatchcase(text, pattern) for pattern in _spelled(self.pattern) for text in texts)
+
+
+def block_rules(text: str, count: int = 1) -> list[Rule]:
+    """Rules out of the numbers that merges by block are shared as: IN00, IN01, ..., M00, OUT00, ...
+
+    They are 25 for SD 1 and 2, 19 for SDXL; one more in front is BASE, for all that is in none of these
+    blocks: text encoders, autoencoder, the network's embeddings and last layer. Each holds for all `count`
+    models beside the first. Raises InputError for another count of numbers.
+    """
+    values = _numbers(text)
+    depth = next((depth for depth in DEPTHS if len(values) - (2 * depth + 1) in (0, 1)), None)
+    if depth is None:
+        given = len(values) or "no"
+        raise InputError(f"numbers by block: {given} finite ones in {text!r}; must be 25 or 19, or one more")
+    sides = [f"network.{side}{{:02d}}" for side in ("IN", "OUT")]
+    down, up = ([side.format(index) for index in range(depth)] for side in sides)
+    base = ["*"] if len(values) == 2 * depth + 2 else []
+    patterns = [*base, *down, "network.M00", *up]
+    return [Rule(pattern, (value,) * count) for pattern, value in zip(patterns, values, strict=True)]
 
 
 def merge(
@@ -49,14 +82,17 @@ def merge(
     *,
     base: str | Path | None = None,
     rules: Sequence[Rule] = (),
+    dtype: torch.dtype | None = None,
 ) -> Loose:
     """Add to a model what others differ by: first + Σ weight · (other − base), the base being the first.
 
-    So two models at weight 0.5 are averaged, and with a `base` their difference from it is added. Of several
-    rules that fit a tensor the last decides. Values are computed in float32 and stored as those of the first
-    model. Whole numbers, networks that one of the others lacks (a warning names them), and channels beyond
-    those of the others (inpainting's in the first layer) stay the first model's. Raises InputError for a
-    model that has nothing in common, and naming tensors that differ in name or shape or are not finite.
+    So two models at weight 0.5 are averaged, whichever comes first, and with a `base` their difference from
+    it is added. Of several rules that fit a tensor the last decides. Values are computed in float64, a tensor
+    at a time, and stored as `dtype`, or as those of the first model. A model at weight 0 has no part in a
+    tensor, and one at weight 1 alone is copied bit by bit. Whole numbers, networks that one of the others
+    lacks (a warning names them), and input channels that one of them lacks (inpainting's in the first layer)
+    stay the first model's. Raises InputError for a model that has nothing in common, and naming tensors that
+    differ in name or shape or are not finite.
     """
     if len(weights) != len(others):
         raise InputError(f"each model beside the first needs a weight: {len(others)}, not {len(weights)}")
@@ -66,8 +102,11 @@ def merge(
     pieces = dict(first.pieces)
     for role, piece in first.pieces.items():
         if all(role in other.pieces for other in loose):
-            mine = [other.pieces[role] for other in loose]
-            pieces[role] = _merged(piece, mine, tuple(weights), rules, paths, based=base is not None)
+            theirs = [other.pieces[role].ours() for other in loose]
+            for path, tensors in zip(paths, theirs, strict=True):
+                _check(role, piece.ours(), tensors, path)
+            roots = theirs.pop() if base is not None else None
+            pieces[role] = _merged(piece, theirs, roots, tuple(weights), rules, dtype)
     used = {rule.pattern for rule in rules if _used(rule, first.pieces.values())}
     if idle := [rule.pattern for rule in rules if rule.pattern not in used]:
         raise InputError(f"rules that fit nothing: {some(idle)}")
@@ -91,61 +130,93 @@ def _check_common(first: Loose, paths: Sequence[str | Path], others: Sequence[Lo
 
 def _merged(
     piece: Piece,
-    others: Sequence[Piece],
+    others: Sequence[Tensors],
+    base: Tensors | None,
     weights: tuple[float, ...],
     rules: Sequence[Rule],
-    paths: Sequence[str | Path],
-    *,
-    based: bool,
+    dtype: torch.dtype | None,
 ) -> Piece:
     ours, blocks = piece.ours(), block_names(piece)
-    theirs = [other.ours() for other in others]
-    for path, tensors in zip(paths, theirs, strict=True):
-        _check(piece.role, ours, tensors, path)
     made: Tensors = {}
     for name in tqdm(ours, desc=piece.role, unit=" tensors", delay=1, disable=None, leave=False):
         own = _weights(rules, weights, piece.role, blocks[name], name)
-        values = [tensors[name] for tensors in theirs]
-        root = values.pop() if based else ours[name]
-        made[name] = _sum(f"{piece.role}.{name}", ours[name], values, root, own)
+        terms = [(other[name], weight) for other, weight in zip(others, own, strict=True) if weight]
+        root = None if base is None else base[name]
+        made[name] = _sum(f"{piece.role}.{name}", ours[name], terms, root, dtype)
     return restored(piece, made)
 
 
 def _sum(
-    name: str, first: Tensor, others: Sequence[Tensor], base: Tensor, weights: Sequence[float]
+    name: str,
+    first: Tensor,
+    terms: Terms,
+    base: Tensor | None,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    """One tensor of the result; untouched where nothing is added, another's where only that is left."""
-    if not first.is_floating_point() or not any(weights):
+    """One tensor of the result; the first's where nothing is added, another's where only that is left."""
+    if not first.is_floating_point():
         return first
-    if base is first and len(others) == 1 and weights[0] == 1 and others[0].shape == first.shape:
-        return others[0].to(first.dtype)
-    inside = tuple(slice(size) for size in others[0].shape)
-    result = first.float().clone()
-    start = base[inside].float()
-    for other, weight in zip(others, weights, strict=True):
-        result[inside] += weight * (other.float() - start)
-    if not bool(result.isfinite().all()) or result.abs().max() > torch.finfo(first.dtype).max:
+    dtype = dtype or first.dtype
+    copied = _copied(first, terms, base)
+    if copied is not None and copied.dtype == dtype:
+        return copied
+    result = wide(copied) if copied is not None else _added(first, terms, first if base is None else base)
+    low, high = (float(value) for value in result.aminmax())
+    if not max(-low, high) <= torch.finfo(dtype).max:  # nor where they are NaN
         raise InputError(f"{name}: is not finite after merging; give smaller weights or a wider dtype")
-    return result.to(first.dtype)
+    return result.to(dtype)
+
+
+def _copied(first: Tensor, terms: Terms, base: Tensor | None) -> Tensor | None:
+    """The tensor that is the whole result, if one is."""
+    if not terms:
+        return first
+    other, weight = terms[0]
+    alone = base is None and len(terms) == 1 and weight == 1 and other.shape == first.shape
+    return other if alone else None
+
+
+def _added(first: Tensor, terms: Terms, root: Tensor) -> Tensor:
+    """The sum in float64, over the input channels that all have."""
+    shapes = (first.shape, root.shape, *(other.shape for other, _ in terms))
+    common = tuple(slice(min(sizes)) for sizes in zip(*shapes, strict=True))
+    result = first.to(torch.float64, copy=True)
+    for other, weight in terms:
+        result[common].add_(other[common].double() - root[common].double(), alpha=weight)
+    return result
 
 
 def _weights(
     rules: Sequence[Rule], weights: tuple[float, ...], role: str, block: str, name: str
 ) -> tuple[float, ...]:
-    fitting = (rule.weights for rule in reversed(rules) if _fits(rule.pattern, role, block, name))
+    fitting = (rule.weights for rule in reversed(rules) if rule.fits(role, block, name))
     return next(fitting, weights)
-
-
-def _fits(pattern: str, role: str, block: str, name: str) -> bool:
-    return any(fnmatchcase(text, pattern) for text in (role, block, f"{role}.{block}", f"{role}.{name}"))
 
 
 def _used(rule: Rule, pieces: Iterable[Piece]) -> bool:
     return any(
-        _fits(rule.pattern, piece.role, block, name)
-        for piece in pieces
-        for name, block in block_names(piece).items()
+        rule.fits(piece.role, block, name) for piece in pieces for name, block in block_names(piece).items()
     )
+
+
+@lru_cache(maxsize=4096)
+def _spelled(pattern: str) -> tuple[str, ...]:
+    """A pattern with its first range of numbers written out, or as it is."""
+    found = RANGE.search(pattern)
+    if found is None:
+        return (pattern,)
+    low, high = found.groups()
+    numbers = (str(number).zfill(len(low)) for number in range(int(low), int(high) + 1))
+    return tuple(f"{pattern[: found.start()]}{number}{pattern[found.end() :]}" for number in numbers)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """The finite numbers of a list with commas between; none where any is something else."""
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        return ()
+    return values if all(map(math.isfinite, values)) else ()
 
 
 def _check(role: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: str | Path) -> None:
