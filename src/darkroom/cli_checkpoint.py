@@ -9,28 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from darkroom.checkpoint.find import autoencoder_path, model_path, search_folders
+from darkroom.checkpoint.folders import PICKLES
+from darkroom.checkpoint.formats.header import INDEX_SUFFIX
 from darkroom.cli_options import (
     MaybeFloat,
     MaybePath,
     MaybeText,
     ModelDirs,
     check_files,
-    check_new,
     check_output,
     print_table,
 )
 from darkroom.errors import DarkroomError, InputError
-from darkroom.files import require_parent
+from darkroom.files import require_new, require_parent
 
 if TYPE_CHECKING:
     from darkroom.checkpoint.measure import Measurement
 
 Output = Annotated[Path, arg(aliases=["-o"])]
-INDEX_SUFFIX = ".index.json"
 To = Literal["single", "diffusers", "parts", "auto"]
 GIGABYTE = 10**9
 MOST_GIGABYTES = 10**6
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect(
@@ -256,7 +255,7 @@ def extract(
     """
     tuned, base = found(tuned), found(base)
     check_output(output, ".safetensors", mkdir=mkdir)
-    check_new(output)
+    require_new(output)
     from darkroom.checkpoint.extract import extract, lines
     from darkroom.checkpoint.formats.io import save_tensors
 
@@ -288,7 +287,7 @@ def prune(
     """
     file = found(file)
     check_output(output, ".safetensors", mkdir=mkdir)
-    check_new(output)
+    require_new(output)
     import torch
 
     from darkroom.checkpoint.formats.io import load_tensors, save_tensors

@@ -135,10 +135,4 @@ def check_output(path: Path, suffix: str, *, mkdir: bool) -> None:
     require_parent(path, mkdir=mkdir)
 
 
-def check_new(path: Path) -> None:
-    """Raise InputError, before any work, for an output that is there already: a model may be lost with it."""
-    if path.exists():
-        raise InputError(f"{path}: is there already: name one that is not")
-
-
 BUNDLED, NOTHING_SEEN = ModelOptions(), Seen()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from darkroom.checkpoint.folders import INDEX, PART_WEIGHTS, SHARD, SHARDS_INDEX, SUFFIXES, layout_of
+from darkroom.checkpoint.folders import INDEX, PART_WEIGHTS, SHARD, SHARD_INDEX, SUFFIXES, layout_of
 from darkroom.errors import NAMES_SHOWN, InputError
 
 # The folders of diffusers' layout that are read; safety checkers and depth estimators are not.
@@ -120,7 +120,7 @@ def _one_model(repo: str, files: Sequence[RemoteFile]) -> list[str]:
     """The only model of a repository of single files, in all its shards."""
     weights = [file for file in files if file.name.lower().endswith(SUFFIXES)]
     whole = [file for file in weights if not SHARD.search(file.name)]
-    indices = [file.name for file in files if file.name.endswith(SHARDS_INDEX)]
+    indices = [file.name for file in files if file.name.endswith(SHARD_INDEX)]
     if len(whole) + len(indices) == 1:
         return [*indices, *(file.name for file in (weights if indices else whole))]
     if not weights:

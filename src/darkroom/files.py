@@ -80,6 +80,12 @@ def require_parent(path: Path, *, mkdir: bool) -> None:
         raise InputError(f"{path}: the folder {folder} does not exist (--mkdir makes it)")
 
 
+def require_new(path: Path) -> None:
+    """Raise InputError, before any work, for an output that is there already: a model may be lost with it."""
+    if path.exists():
+        raise InputError(f"{path}: is there already: name one that is not")
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from darkroom.checkpoint.folder_files import is_darkroom
 from darkroom.errors import InputError, unknown
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -68,7 +69,7 @@ CARDS = {
 
 def bundled() -> dict[str, Path]:
     """The folders of the models in the package that can draw, by name."""
-    return {name: folder for name, folder in _weights().items() if any(folder.glob("denoiser.safetensors*"))}
+    return {name: folder for name, folder in _weights().items() if is_darkroom(folder)}
 
 
 def model_folder(name_or_folder: str | Path) -> Path:

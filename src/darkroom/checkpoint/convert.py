@@ -10,8 +10,10 @@ from torch import Tensor
 
 from darkroom.checkpoint.anatomy import CLIP_TOKENS, NETWORK
 from darkroom.checkpoint.documents import config_of, write_documents
+from darkroom.checkpoint.export import DIFFUSERS_WEIGHTS, PROJECTION, TRANSFORMERS_WEIGHTS
 from darkroom.checkpoint.formats.gguf_file import FILE_TYPES, Quant, save_gguf
-from darkroom.checkpoint.formats.io import INDEX_SUFFIX, cast, save_tensors
+from darkroom.checkpoint.formats.header import INDEX_SUFFIX
+from darkroom.checkpoint.formats.io import cast, save_tensors
 from darkroom.checkpoint.formats.quantised import encode_fp8
 from darkroom.checkpoint.layouts import layout_table
 from darkroom.checkpoint.loose import CONTROLNET, ORIGIN, Form, Loose, Origin, Piece, extra_file, take_apart
@@ -21,7 +23,7 @@ from darkroom.checkpoint.tables import Tensors
 from darkroom.config import to_json
 from darkroom.errors import InputError, unknown
 from darkroom.families import FAMILIES, Family
-from darkroom.files import new_folder
+from darkroom.files import new_folder, require_new
 from darkroom.text.conditioning import TextConditioning
 
 DTYPES = {
@@ -35,11 +37,9 @@ PLAIN: dict[str | None, Quant] = {"float32": "F32", "float16": "F16", "bfloat16"
 QUANTS: dict[str, Quant] = {name.lower(): name for name in FILE_TYPES if name not in PLAIN.values()}
 PRECISIONS = (*DTYPES, *FP8, *QUANTS)
 ARCHITECTURES = {"mmdit": "sd3", "flux": "flux", "t5": "t5encoder", "dit": "dit"}
-WEIGHTS = {"clip": "model.safetensors", "t5": "model.safetensors"}
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = {"clip": TRANSFORMERS_WEIGHTS, "t5": TRANSFORMERS_WEIGHTS}
 # The text encoders whose pooled state goes through a projection, by conditioning.
 PROJECTED = {"xl": ("clip_g",), "sd3": ("clip_l", "clip_g")}
-PROJECTION = "text_projection.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,7 @@ def check(out: Path, dtype: str | None) -> None:
     """Raise InputError, before any work, for an output that is there already or an unknown dtype."""
     if dtype is not None and dtype not in PRECISIONS:
         raise unknown("dtype", dtype, PRECISIONS)
-    if out.exists():
-        raise InputError(f"{out}: is there already: name one that is not")
+    require_new(out)
 
 
 def write(

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from darkroom.checkpoint.formats.header import Shapes
 from darkroom.errors import InputError
 from darkroom.nn.autoencoder_kl import AutoencoderKLConfig
 from darkroom.nn.autoencoder_tiny import AutoencoderTinyConfig
@@ -15,8 +16,6 @@ from darkroom.nn.unet import UNetConfig
 from darkroom.text.clip import CLIPTextConfig
 from darkroom.text.ldm import LDMTextConfig
 from darkroom.text.t5 import T5Config
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 ATTENTION = "1.transformer_blocks.0."  # the first transformer after a residual block of the U-Net
 DIT_HEAD_WIDTH = 72

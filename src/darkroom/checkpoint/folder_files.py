@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from darkroom.checkpoint.formats.header import INDEX_SUFFIX
 from darkroom.errors import InputError
 
 INDEX, CONFIG = "model_index.json", "config.json"
@@ -10,7 +11,7 @@ INDEX, CONFIG = "model_index.json", "config.json"
 WEIGHTS = ("diffusion_pytorch_model", "model")
 PICKLED_WEIGHTS = ("diffusion_pytorch_model", "pytorch_model")
 VARIANTS = ("", ".non_ema", ".bf16", ".fp16")
-SHARD_INDEX = ".safetensors.index.json"
+SHARD_INDEX = f".safetensors{INDEX_SUFFIX}"
 EXTRA = "darkroom_extra.safetensors"
 
 
@@ -32,6 +33,11 @@ def weight_file(folder: Path) -> Path:
     raise InputError(
         f"{folder}: no weights here: expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors"
     )
+
+
+def is_darkroom(folder: Path) -> bool:
+    """Whether a folder is darkroom's own, by its denoiser, in one file or in shards."""
+    return any(folder.glob("denoiser.safetensors*"))
 
 
 def is_diffusers(folder: Path) -> bool:

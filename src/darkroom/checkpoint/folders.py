@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from darkroom.checkpoint.folder_files import SHARD_INDEX
 from darkroom.errors import InputError
 
 Kind = Literal[
@@ -54,7 +55,6 @@ FOLDERS: dict[str, Kind] = {name: kind for kind, names in PURPOSES.items() for n
 
 SAFETENSORS, PICKLES = (".safetensors", ".sft"), (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (*SAFETENSORS, ".gguf", *PICKLES)
-SHARDS_INDEX = ".safetensors.index.json"
 SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX, CONFIG = "model_index.json", "config.json"
 # Weights as diffusers and transformers name them in the folder of one part: PART, variant, shard.
@@ -86,11 +86,11 @@ class Found:
     @property
     def bare(self) -> tuple[str, ...]:
         """Its name without a suffix of weights; shards also go by the name of the whole file."""
-        suffix = next((s for s in (SHARDS_INDEX, *SUFFIXES) if self.name.lower().endswith(s)), "")
+        suffix = next((s for s in (SHARD_INDEX, *SUFFIXES) if self.name.lower().endswith(s)), "")
         if self.layout != "file" or not suffix:
             return (self.name,)
         bare = self.name[: -len(suffix)]
-        return (bare, f"{bare}.safetensors") if suffix == SHARDS_INDEX else (bare,)
+        return (bare, f"{bare}.safetensors") if suffix == SHARD_INDEX else (bare,)
 
 
 def found_in(root: Path) -> Iterator[Found]:
@@ -181,7 +181,7 @@ def _of_folder(here: Found, files: Iterable[str]) -> Iterator[Found]:
         yield Found(name=here.name or here.path.name, path=here.path, kind=own, layout=here.layout)
     for file in files:
         loose = here.layout == "file" or (here.layout != "darkroom" and not PART_WEIGHTS.fullmatch(file))
-        if loose and file.lower().endswith((SHARDS_INDEX, *SUFFIXES)) and not SHARD.search(file):
+        if loose and file.lower().endswith((SHARD_INDEX, *SUFFIXES)) and not SHARD.search(file):
             name = f"{here.name}/{file}" if here.name else file
             yield Found(name=name, path=here.path / file, kind=here.kind, layout="file")
 

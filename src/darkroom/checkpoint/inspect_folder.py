@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from darkroom.checkpoint.anatomy import NETWORK
-from darkroom.checkpoint.folder_files import INDEX, is_diffusers, weight_files
+from darkroom.checkpoint.folder_files import INDEX, is_darkroom, is_diffusers, weight_files
 from darkroom.checkpoint.formats.read import read_header
 from darkroom.checkpoint.inspect import ComponentReport, Report, report
 from darkroom.checkpoint.prediction import scheduler_prediction
@@ -44,7 +44,7 @@ def inspect_folder(folder: Path) -> Report:
 
 
 def _format(folder: Path) -> str:
-    if any(folder.glob("denoiser.safetensors*")):
+    if is_darkroom(folder):
         return "darkroom folder"
     return "diffusers folder" if is_diffusers(folder) else "folder of parts"
 

@@ -79,7 +79,7 @@ def network_family(kind: str, layout: str, shapes: Shapes, *, edm: bool) -> tupl
     close = near is not None and near.differences <= FEW * len(shapes)
     try:
         family = find_row(kind, shapes, edm=edm).family
-        own = nearest(kind, layout, shapes, family)
+        own = near if near and family in near.of else nearest(kind, layout, shapes, family)
         # A tensor that is missing may make one family look like another, which then has other names too.
         if not close or own is None or near is None or own.differences <= near.differences:
             return family, f"{facts}: only {family} has these"

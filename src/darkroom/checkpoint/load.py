@@ -22,7 +22,7 @@ from darkroom.checkpoint.diffusers_folder import (
     load_diffusers_autoencoder,
     role_of,
 )
-from darkroom.checkpoint.folder_files import CONFIG, INDEX
+from darkroom.checkpoint.folder_files import CONFIG, INDEX, is_darkroom
 from darkroom.checkpoint.formats.io import Device, read_metadata
 from darkroom.checkpoint.model import (
     AUTOENCODER,
@@ -85,7 +85,7 @@ def load_any(
     folder = model_folder(path)
     if (folder / INDEX).is_file():
         model = load_diffusers(folder, places, dtype, family, device)
-    elif not any(folder.glob(f"{DENOISER}*")):
+    elif not is_darkroom(folder):
         raise InputError(f"{folder}: no model here: expected {DENOISER}, or diffusers' {INDEX}")
     elif family is not None:
         raise InputError(f"{folder}: says itself what it is: leave family out")

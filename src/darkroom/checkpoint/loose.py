@@ -15,7 +15,7 @@ from darkroom.checkpoint.configs.text import text_config_from_transformers
 from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
 from darkroom.checkpoint.diffusers_folder import PIPELINES, family_of, read_config
-from darkroom.checkpoint.folder_files import CONFIG, EXTRA, INDEX, is_diffusers, weight_files
+from darkroom.checkpoint.folder_files import CONFIG, EXTRA, INDEX, is_darkroom, is_diffusers, weight_files
 from darkroom.checkpoint.formats.fp8_names import fp8_companions
 from darkroom.checkpoint.formats.io import load_tensors
 from darkroom.checkpoint.formats.quantised import decode_fp8
@@ -188,7 +188,7 @@ def extra_file(path: Path, form: Form) -> Path:
 
 def _folder(folder: Path, family: str | None) -> Loose:
     form: Form = "diffusers" if is_diffusers(folder) else "parts"
-    if any(folder.glob("denoiser.safetensors*")):
+    if is_darkroom(folder):
         raise InputError(f"{folder}: is darkroom's own: write it for diffusers first, by `darkroom export`")
     files = dict(weight_files(folder))
     if not files and not extra_file(folder, form).exists():

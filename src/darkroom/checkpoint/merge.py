@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from darkroom.checkpoint.anatomy import EMA
-from darkroom.checkpoint.loose import Loose, Piece, take_apart
+from darkroom.checkpoint.loose import Loose, take_apart
 from darkroom.checkpoint.pairs import block_names, restored
 from darkroom.checkpoint.rounding import wide
 from darkroom.checkpoint.tables import Tensors
@@ -100,15 +100,16 @@ def merge(
     loose = [take_apart(path) for path in paths]
     _check_common(first, paths, loose)
     pieces = dict(first.pieces)
+    blocks = {role: block_names(piece) for role, piece in first.pieces.items()}
     for role, piece in first.pieces.items():
         if all(role in other.pieces for other in loose):
-            theirs = [other.pieces[role].ours() for other in loose]
+            ours, theirs = piece.ours(), [other.pieces[role].ours() for other in loose]
             for path, tensors in zip(paths, theirs, strict=True):
-                _check(role, piece.ours(), tensors, path)
+                _check(role, ours, tensors, path)
             roots = theirs.pop() if base is not None else None
-            pieces[role] = _merged(piece, theirs, roots, tuple(weights), rules, dtype)
-    used = {rule.pattern for rule in rules if _used(rule, first.pieces.values())}
-    if idle := [rule.pattern for rule in rules if rule.pattern not in used]:
+            own = {name: _weights(rules, tuple(weights), role, blocks[role][name], name) for name in ours}
+            pieces[role] = restored(piece, _merged(role, ours, theirs, roots, own, dtype))
+    if idle := [rule.pattern for rule in rules if not _used(rule, blocks)]:
         raise InputError(f"rules that fit nothing: {some(idle)}")
     extra = {name: tensor for name, tensor in first.extra.items() if not name.startswith(EMA)}
     return replace(first, pieces=pieces, extra=extra)
@@ -129,21 +130,20 @@ def _check_common(first: Loose, paths: Sequence[str | Path], others: Sequence[Lo
 
 
 def _merged(
-    piece: Piece,
+    role: str,
+    ours: Tensors,
     others: Sequence[Tensors],
     base: Tensors | None,
-    weights: tuple[float, ...],
-    rules: Sequence[Rule],
+    weights: Mapping[str, tuple[float, ...]],
     dtype: torch.dtype | None,
-) -> Piece:
-    ours, blocks = piece.ours(), block_names(piece)
+) -> Tensors:
+    """The tensors of one network; `weights` are those of the others by the tensor's name."""
     made: Tensors = {}
-    for name in tqdm(ours, desc=piece.role, unit=" tensors", delay=1, disable=None, leave=False):
-        own = _weights(rules, weights, piece.role, blocks[name], name)
-        terms = [(other[name], weight) for other, weight in zip(others, own, strict=True) if weight]
+    for name in tqdm(ours, desc=role, unit=" tensors", delay=1, disable=None, leave=False):
+        terms = [(other[name], weight) for other, weight in zip(others, weights[name], strict=True) if weight]
         root = None if base is None else base[name]
-        made[name] = _sum(f"{piece.role}.{name}", ours[name], terms, root, dtype)
-    return restored(piece, made)
+        made[name] = _sum(f"{role}.{name}", ours[name], terms, root, dtype)
+    return made
 
 
 def _sum(
@@ -193,10 +193,9 @@ def _weights(
     return next(fitting, weights)
 
 
-def _used(rule: Rule, pieces: Iterable[Piece]) -> bool:
-    return any(
-        rule.fits(piece.role, block, name) for piece in pieces for name, block in block_names(piece).items()
-    )
+def _used(rule: Rule, blocks: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a rule fits any tensor of any network; `blocks` are theirs by role and name."""
+    return any(rule.fits(role, block, name) for role, own in blocks.items() for name, block in own.items())
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+INDEX_SUFFIX = ".index.json"  # of the file that names the shards of another
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 

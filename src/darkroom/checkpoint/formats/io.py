@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from darkroom.checkpoint.formats.dtypes import TORCH_NAMES
-from darkroom.checkpoint.formats.header import Entry
+from darkroom.checkpoint.formats.header import INDEX_SUFFIX, Entry
 from darkroom.checkpoint.formats.read import files_of, read_header
 from darkroom.errors import DarkroomError, InputError, some
 from darkroom.files import atomic_write
 
 Device = torch.device | str
 
-INDEX_SUFFIX = ".index.json"
 # An upper bound on what one tensor adds to a header beside its name: dtype, shape, two offsets, punctuation.
 HEADER_BYTES_PER_TENSOR = 160
 # Names of the types that both safetensors and this version of torch have.
