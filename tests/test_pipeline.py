@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import darkroom
-from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.errors import InputError
 from darkroom.images import format_parameters, parse_parameters
 from darkroom.pipeline import Pipeline

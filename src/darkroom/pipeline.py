@@ -19,16 +19,17 @@ from darkroom.checkpoint.find import model_path, part_path, search_folders
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model
 from darkroom.compat import NoiseSource, noise_source
-from darkroom.config import to_json
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
-from darkroom.diffusion.samplers import SAMPLERS, Step
+from darkroom.diffusion.samplers.steps import Step
+from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
-from darkroom.inputs import CONTROLLED, Pictures, Shown, of_batch, shown
+from darkroom.inputs import CONTROLLED, Shown, of_batch, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.dit import DiT
 from darkroom.options import Options
+from darkroom.parameters import parameters_of
 from darkroom.request import (
     Request,
     complete,
@@ -40,7 +41,7 @@ from darkroom.request import (
 )
 from darkroom.request_checks import check
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Conditioning, Ids, Sizes, Told, count_tokens, room
+from darkroom.text.conditioning import Conditioning, Ids, Told, count_tokens, room
 
 # Gives the conditions of a batch with its prompts and, where something guides, without.
 Reader = Callable[[range], tuple[Condition, Condition | None]]
@@ -168,7 +169,9 @@ class Pipeline:
             images=images,
             seeds=list(request.seeds),
             latents=torch.cat(made).cpu(),
-            parameters=[self._parameters(request, k) for k in range(len(request.prompts))],
+            parameters=[
+                parameters_of(request, self.model, self.name, k) for k in range(len(request.prompts))
+            ],
         )
 
     def request(self, prompt: str | int | Sequence[str | int], **options: Unpack[Options]) -> Request:
@@ -351,40 +354,6 @@ class Pipeline:
                     start = prompt if len(prompt) < 40 else prompt[:37] + "..."
                     cut = f"{which} reads {reads}, so the last {count - reads} are cut"
                     warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=4)
-
-    def _parameters(self, request: Request, k: int) -> Parameters:
-        values = {
-            "Steps": str(request.steps),
-            "Sampler": request.sampler,
-            "Schedule type": request.schedule,
-            "CFG scale": f"{request.guidance_scale:g}",
-            "Seed": str(request.seeds[k]),
-            "Size": f"{request.width}x{request.height}",
-        }
-        values |= {"Model": self.name} if self.name else {}
-        values |= _beyond_the_prompt(request, self.model)
-        return Parameters(request.prompts[k], request.negative_prompt, values)
-
-
-def _beyond_the_prompt(request: Request, model: Model) -> dict[str, str]:
-    """What else a picture was made with, where it is not as ever; pictures themselves are only named."""
-    pictures, refiner = request.pictures, request.refiner
-    precision = str(_dtype(model.network)).removeprefix("torch.")
-    seen = [name for name in ("image", "mask", "control") if getattr(pictures, name) is not None]
-    seen += [] if request.image_prompt is None else ["image prompt"]
-    rows = (
-        ("Denoising strength", f"{request.strength:g}", starting_image(request, model) is not None),
-        ("Inputs", " and ".join(seen), bool(seen)),
-        ("Noise level", str(pictures.noise_level), pictures.noise_level != Pictures().noise_level),
-        ("True CFG scale", f"{request.true_guidance_scale:g}", request.true_guidance_scale != 1),
-        ("Sizes", to_json(request.sizes), request.sizes != Sizes()),
-        ("Compat", request.compat.name, request.compat.name != "darkroom"),
-        ("Latents", "given", request.latents is not None),
-        ("Precision", precision, precision != "float32"),
-        ("Refiner", refiner.name if refiner else "", refiner is not None),
-        ("Refiner switch at", f"{request.refiner_start:g}", refiner is not None),
-    )
-    return {name: value for name, value, told in rows if told}
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -3,7 +3,7 @@
 import math
 
 from darkroom.checkpoint.model import Model
-from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.diffusion.schedules import SCHEDULES
 from darkroom.errors import InputError, unknown
 from darkroom.inputs import ENLARGING

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from darkroom.diffusion.denoiser import Condition, Denoiser, Prediction
 from darkroom.diffusion.guidance import Denoised
 from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, NoisePath
-from darkroom.diffusion.samplers import SAMPLERS
+from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.diffusion.schedules import SCHEDULES, flow_sigmas
 
 INFINITE = 1e9  # stands for sigma at exactly zero SNR, where the reference does not clamp

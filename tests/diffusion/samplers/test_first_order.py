@@ -11,7 +11,10 @@ from torch import Tensor
 from darkroom.diffusion.brownian import BrownianNoise
 from darkroom.diffusion.guidance import Denoised
 from darkroom.diffusion.path import CosinePath, DiscretePath, EDMPath, FlowPath
-from darkroom.diffusion.samplers import SAMPLERS, Step, ddim, dpmpp_2m, euler, euler_ancestral
+from darkroom.diffusion.samplers.first_order import ddim, euler, euler_ancestral
+from darkroom.diffusion.samplers.multistep import dpmpp_2m
+from darkroom.diffusion.samplers.steps import Step
+from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.diffusion.schedules import flow_sigmas, karras_sigmas
 from darkroom.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Samplers, one file a kind; `table` has them by name."""

@@ -1,0 +1,55 @@
+"""Samplers of first order, whose steps are exact while the estimate stays as it is."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.samplers.steps import Denoise, Noise, Step, add_noise, first_order_factors, toward
+from darkroom.errors import InputError
+
+
+def euler(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None
+) -> Iterator[Step]:
+    """Euler's method on the probability flow (Karras et al. 2022, algorithm 1), of first order, noiseless.
+
+    On variance-preserving paths this is DDIM without noise, and the first-order DPM-Solver++ on all.
+    """
+    return _first_order(denoise, x, sigmas, noise, eta=0.0)
+
+
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None
+) -> Iterator[Step]:
+    """Euler steps past each level and noise back up to it: the noise of DDPM's posterior (Ho et al. 2020).
+
+    Works on sigma / alpha, so that a flow path takes the steps of the variance-preserving path it is equal
+    to. Raises InputError without noise.
+    """
+    return _first_order(denoise, x, sigmas, noise, eta=1.0)
+
+
+def ddim(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, noise: Noise | None = None, eta: float = 0.0
+) -> Iterator[Step]:
+    """DDIM (Song et al. 2021, equations 12 and 16): `eta` is the share of DDPM's noise, 0 none, 1 all of it.
+
+    Raises InputError for eta outside 0 ... 1, and without noise when eta is above 0.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must be in 0 ... 1, not {eta}")
+    return _first_order(denoise, x, sigmas, noise, eta=eta)
+
+
+@torch.no_grad()
+def _first_order(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None, eta: float
+) -> Iterator[Step]:
+    """Steps that are exact while the estimate stays as it is; a share `eta` of the noise is drawn anew."""
+    for index, (sigma, to) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, sigma).value
+        keep, pull, up = first_order_factors(denoise.path, sigma, to, eta)
+        x = add_noise(toward(x, denoised, keep, pull), up, noise, sigma, to)
+        yield Step(index, len(sigmas) - 1, sigma, x, denoised)

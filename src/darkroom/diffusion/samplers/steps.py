@@ -1,0 +1,89 @@
+"""What all samplers share: a `Step`, what they call, and the coefficients of a first-order step.
+
+A sampler is a generator that walks noisy latents down a list of noise levels, one `Step` at a time. All work
+on any path `x = alpha * x0 + sigma * noise`. Coefficients are floats, computed on the host in float64; where
+alpha is 0 (pure noise) or sigma is 0 (the end) they take their limits. The caller owns progress, previews
+and stopping.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from darkroom.diffusion.guidance import Denoised
+from darkroom.diffusion.path import NoisePath
+from darkroom.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Step `index` of `total`, done: from level `sigma`, by way of the estimate `denoised`, to the new x."""
+
+    index: int
+    total: int
+    sigma: float
+    x: Tensor
+    denoised: Tensor
+
+
+class Denoise(Protocol):
+    """What a sampler calls: the estimate of the clean latents for x (B, C, h, w) at one level."""
+
+    path: NoisePath
+
+    def __call__(self, x: Tensor, sigma: float) -> Denoised:
+        """The estimate at level `sigma`."""
+        ...
+
+
+class Noise(Protocol):
+    """Where a stochastic sampler takes its noise from."""
+
+    def between(self, sigma: float, sigma_next: float) -> Tensor:
+        """Noise of unit variance (B, C, h, w) for the step between two levels."""
+        ...
+
+
+Sampler = Callable[..., Iterator[Step]]
+
+
+def first_order_factors(path: NoisePath, sigma: float, to: float, eta: float) -> tuple[float, float, float]:
+    """The factors of x, of the estimate and of new noise in a first-order step between two levels.
+
+    With r = sigma / alpha, the step goes to r_down = sqrt(r_to² - r_up²), where the new noise of scale r_up =
+    eta * r_to * sqrt(1 - r_to² / r²) fills up what is missing. It is written without r, which is infinite
+    where alpha = 0.
+    """
+    alpha, alpha_to = path.alpha(sigma), path.alpha(to)
+    fall = to * alpha / (sigma * alpha_to) if alpha_to else 1.0  # r_to / r
+    fresh = eta * math.sqrt(max(0.0, 1 - fall**2))  # r_up / r_to
+    kept = math.sqrt(1 - fresh**2)  # r_down / r_to
+    return kept * to / sigma, alpha_to - kept * alpha * to / sigma, fresh * to
+
+
+def toward(x: Tensor, target: Tensor, keep: float, pull: float) -> Tensor:
+    """keep * x + pull * target."""
+    if keep == 0:
+        return target * pull
+    return torch.mul(x, keep).add_(target, alpha=pull)
+
+
+def add_noise(x: Tensor, scale: float, noise: Noise | None, sigma: float, to: float) -> Tensor:
+    """x with the noise of the step between two levels, in place; InputError if there is no source of it."""
+    if scale <= 0:
+        return x
+    if noise is None:
+        raise InputError("this sampler draws noise at each step: give it a noise source")
+    return x.add_(noise.between(sigma, to).to(x), alpha=scale)
+
+
+def log_ratio(path: NoisePath, sigma: float) -> float:
+    """λ = log(alpha / sigma), infinite at both ends."""
+    alpha = path.alpha(sigma)
+    if alpha <= 0:
+        return -math.inf
+    return math.log(alpha / sigma) if sigma > 0 else math.inf
