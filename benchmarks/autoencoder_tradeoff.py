@@ -22,7 +22,7 @@ from torch import Tensor
 
 from darkroom.checkpoint.model import load_autoencoder
 from darkroom.nn.perceptual import SqueezeDistance
-from darkroom.pipeline import default_device
+from darkroom.runtime.device import default_device
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

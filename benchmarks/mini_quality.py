@@ -36,8 +36,8 @@ from torch import Tensor
 from darkroom.checkpoint.model import load_model_autoencoder
 from darkroom.evaluate.features import nearest
 from darkroom.images import error_picture, grid, save_png
-from darkroom.pipeline import default_device
 from darkroom.presets import model_folder
+from darkroom.runtime.device import default_device
 
 TARGETS = {"emoji dB": 33, "photo dB": 25, "text": 0.97, "pairs": 0.5, "style": 0.97, "photos": 0.6}
 SHOWN = 24

@@ -19,7 +19,7 @@ from darkroom.evaluate.paths import names, split_arguments
 from darkroom.evaluate.reconstruction import measure
 from darkroom.evaluate.vae_compare import common_stride, compare, read_pictures
 from darkroom.images import save_png
-from darkroom.pipeline import checked_device, default_device
+from darkroom.runtime.device import checked_device, default_device
 
 BUNDLED = ("darkroom-mini", "darkroom-shapes")
 SEARCHED = 4  # pictures

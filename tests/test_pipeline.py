@@ -211,7 +211,7 @@ def test_a_long_prompt_warns_how_much_is_cut(pipe: Pipeline) -> None:
         ({"stepz": 3}, "unknown option 'stepz': did you mean 'steps'"),
         ({"strength": 1.5, "image": torch.zeros(1, 3, 32, 32)}, "strength must be in 0 ... 1, not 1.5"),
         ({"compat": "diffuser"}, "unknown compat 'diffuser': did you mean 'diffusers'"),
-        ({"mask": torch.zeros(1, 1, 32, 32)}, "has no use for `mask`"),
+        ({"mask": torch.ones(1, 1, 32, 32)}, "needs `image`, which was not given"),
         ({"image": torch.zeros(1, 3, 32, 34)}, "width must divide by 4"),
         ({"image": torch.full((1, 3, 32, 32), 200.0)}, "`image` must be .* and its numbers are 200 to 200"),
         ({"image": torch.full((1, 3, 32, 32), torch.nan)}, "its numbers are nan"),

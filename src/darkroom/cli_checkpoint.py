@@ -330,7 +330,7 @@ def swap_vae(
     check_files(image)
     require_parent(output, mkdir=mkdir)
     from darkroom.checkpoint.swap import swap_vae
-    from darkroom.pipeline import default_device
+    from darkroom.runtime.device import default_device
     from darkroom.train.interposer import InterposerTraining
 
     training = InterposerTraining() if interposer else None

@@ -41,7 +41,7 @@ def compare(
     images, vaes = split_arguments(paths)
     from darkroom.evaluate.vae_compare import compare
     from darkroom.images import save_png
-    from darkroom.pipeline import checked_device, default_device
+    from darkroom.runtime.device import checked_device, default_device
 
     found = compare(
         images,

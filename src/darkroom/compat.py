@@ -44,6 +44,7 @@ class Compat:
     `emphasis`: whose grammar of (more), [less] and (much more:1.5) prompts are read by ("none": the model's,
     which is none).
     `guided_channels`: how many channels of a DiT's latents guidance moves (None: all).
+    `pastes`: whether what lies outside the mask of an inpainting is put back as it was.
     `by_run`: whether our pictures were held against that program's own; else what it does was read in its
     source.
     """
@@ -57,6 +58,7 @@ class Compat:
     flux_t5: tuple[int, bool] | None = None
     emphasis: Emphasis = "none"
     guided_channels: int | None = None
+    pastes: bool = True
     by_run: bool = False
 
     def conditioning(self, ours: Conditioning) -> Conditioning:
@@ -107,6 +109,7 @@ COMPAT = {
         start="diffusers",
         sd3_t5=(256, False),
         flux_t5=(512, False),
+        pastes=False,
         by_run=True,
     ),
     # The releases' own code: CompVis, Stability AI, Black Forest Labs, Meta's DiT.
@@ -121,6 +124,7 @@ COMPAT = {
         sd3_t5=(77, True),
         flux_t5=(256, True),
         emphasis="comfy",
+        pastes=False,
     ),
     # FLUX is drawn by Forge, which was made from A1111.
     "a1111": Compat(

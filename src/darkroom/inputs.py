@@ -69,13 +69,16 @@ class Pictures:
         """Raise InputError, naming the picture, where a model of this kind lacks one or has no use for
         one.
         """
+        painted = self.mask is not None
         needed = {"mask": kind in MASKED, "control": kind in CONTROLLED}
-        needed["image"] = kind in (*MASKED, *ENLARGING)
+        needed["image"] = kind in (*MASKED, *ENLARGING) or painted
         for name, need in needed.items():
             given = getattr(self, name) is not None
             if need and not given:
                 raise InputError(f"this model ({kind}) needs `{name}`, which was not given")
-            if given and not need and name != "image":
+            # Models that are not shown the mask paint in it all the same, since the rest is put back.
+            use = name == "image" or (name == "mask" and kind in ("nothing", *CONTROLLED))
+            if given and not need and not use:
                 raise InputError(f"this model ({kind}) has no use for `{name}`: leave it out")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from darkroom.checkpoint.model import Model
 from darkroom.compat import Compat
+from darkroom.edit.hires import Hires
 from darkroom.errors import InputError
 from darkroom.inputs import ENLARGING
 from darkroom.text.conditioning import Sizes, XLConditioning
@@ -20,57 +21,84 @@ if TYPE_CHECKING:
 class Options(TypedDict, total=False):
     """What a call may say beside its prompt; what is left out, or None, comes from the model.
 
-    `seed`: picture k of the call has seed + k (a random one when None). `count`: pictures of each prompt.
-    `guidance_scale`: how strongly the prompt guides, 1 not at all; FLUX.1 dev is told it, and follows
-    `true_guidance_scale` beside, at twice the cost, if that is not 1. `latents` replace the seeds' noise:
-    unit variance, (pictures, channels, height / f, width / f). `image` is what to start from, keeping 1 -
-    `strength` of the way, and what models for inpainting, enlarging or editing are shown; `mask` is white (1)
-    where to paint, `control` a depth map or edges. Pictures are stretched to width and height if both are
-    given; tensors are (1 or pictures, 3, H, W) in −1..1, masks (.., 1, H, W) in 0..1. `noise_level` is the x4
-    upscaler's, `sizes` SDXL's. `image_prompt` (1 or pictures, N, D) are further tokens of FLUX, which a
-    picture is read as by `darkroom.adapters.redux`. `refiner` draws the steps from `refiner_start` (0 to 1)
-    on. `compat` draws as another program does. `exact` draws every picture alone, so that its bytes do not
-    depend on the others.
+    Pictures are PIL's, or tensors (1 or pictures, 3, H, W) in −1..1, masks (.., 1, H, W) in 0..1; PIL's are
+    stretched to width and height if both are given.
     """
 
+    # How it is drawn.
     negative_prompt: str
+    guidance_scale: float | None  # how strongly the prompt guides, 1 not at all; FLUX.1 dev is told it
+    true_guidance_scale: float  # FLUX.1 dev follows this beside, at twice the cost, if it is not 1
     steps: int | None
-    guidance_scale: float | None
-    true_guidance_scale: float
-    seed: int | None
+    sampler: str | None
+    sampler_options: Mapping[str, Any]  # see `darkroom samplers`
+    schedule: str | None
+    schedule_options: Mapping[str, Any]
+    sigmas: Sequence[float] | None  # noise levels to visit in place of a schedule's
+    start_step: int  # steps before it are left out: with no image, `latents` are what a call that ended there
+    end_step: int | None  # gave; steps from this one on are left out
+    refiner: "Pipeline | None"  # draws the steps from `refiner_start` (0 to 1) on
+    refiner_start: float
+    hires: Hires | None  # a second, larger pass
+
+    # How many, how large, from which noise.
+    count: int  # pictures of each prompt
     width: int | None
     height: int | None
-    count: int
-    sampler: str | None
-    schedule: str | None
-    latents: Tensor | None
-    image: Image | Sequence[Image] | Tensor | None
-    strength: float | None
-    mask: Image | Sequence[Image] | Tensor | None
-    control: Image | Sequence[Image] | Tensor | None
-    noise_level: int
-    image_prompt: Tensor | None
-    sizes: Sizes
-    refiner: "Pipeline | None"
-    refiner_start: float
-    compat: str
-    exact: bool
+    seed: int | None  # picture k of the call has seed + k; a random one when None
+    variation_seed: int | None
+    variation_strength: float  # all have `seed`, and this share (0 to 1) of variation_seed + k's noise
+    latents: Tensor | None  # replace the seeds' noise: unit variance, (pictures, channels, h, w)
+
+    # What is seen.
+    image: Image | Sequence[Image] | Tensor | None  # to start from, to paint in, to enlarge or to edit
+    image_latents: Tensor | None  # (1 or pictures, channels, h, w): to start from, in place of `image`
+    strength: float | None  # how far to go from there: 0 keeps all, 1 nothing
+    mask: Image | Sequence[Image] | Tensor | None  # white (1) where to paint; the rest stays as it is
+    feather: int  # the seam is blended over so many pixels inside the mask
+    control: Image | Sequence[Image] | Tensor | None  # a depth map or edges
+    noise_level: int  # the x4 upscaler's
+    image_prompt: Tensor | None  # (1 or pictures, N, D) more tokens for FLUX: see `darkroom.adapters.redux`
+    sizes: Sizes  # what SDXL is told of a picture's making
+
+    # How it is computed.
+    compat: str  # draw as another program does
+    exact: bool  # draw every picture alone, so that its bytes do not depend on the others
     batch_size: int
 
 
+WHOLE, NUMBER, TEXT = (Integral, "a whole number"), (Real, "a number"), (str, "a text")
+TENSOR, NAMED = (Tensor, "a tensor"), (Mapping, "options by name")
 TYPES: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(
-        ("steps", "seed", "width", "height", "count", "noise_level", "batch_size"),
-        (Integral, "a whole number"),
-    ),
-    **dict.fromkeys(
-        ("guidance_scale", "true_guidance_scale", "strength", "refiner_start"), (Real, "a number")
-    ),
-    **dict.fromkeys(("negative_prompt", "sampler", "schedule", "compat"), (str, "a text")),
-    "exact": (bool, "True or False"),
-    "latents": (Tensor, "a tensor"),
+    "negative_prompt": TEXT,
+    "guidance_scale": NUMBER,
+    "true_guidance_scale": NUMBER,
+    "steps": WHOLE,
+    "sampler": TEXT,
+    "sampler_options": NAMED,
+    "schedule": TEXT,
+    "schedule_options": NAMED,
+    "sigmas": (Sequence, "a list of noise levels"),
+    "start_step": WHOLE,
+    "end_step": WHOLE,
+    "refiner_start": NUMBER,
+    "hires": (Hires, "a darkroom.edit.hires.Hires"),
+    "count": WHOLE,
+    "width": WHOLE,
+    "height": WHOLE,
+    "seed": WHOLE,
+    "variation_seed": WHOLE,
+    "variation_strength": NUMBER,
+    "latents": TENSOR,
+    "image_latents": TENSOR,
+    "strength": NUMBER,
+    "feather": WHOLE,
+    "noise_level": WHOLE,
     "image_prompt": (Tensor, "a tensor of tokens, as darkroom.adapters.redux gives"),
     "sizes": (Sizes, "a darkroom.text.conditioning.Sizes"),
+    "compat": TEXT,
+    "exact": (bool, "True or False"),
+    "batch_size": WHOLE,
 }
 
 
@@ -86,10 +114,14 @@ def check_types(given: Mapping[str, Any]) -> None:
 def check_uses(given: Mapping[str, Any], model: Model, mode: Compat) -> None:
     """Raise InputError for an option that would change nothing: the caller means something else."""
     beside = model.spec.beside
-    starts = "image" in given and beside not in (*ENLARGING, "reference")
+    starts = ("image" in given and beside not in (*ENLARGING, "reference")) or "image_latents" in given
     useless = {
         "strength": (not starts, "is for pictures to start from, and this call has none"),
         "noise_level": (beside != "upscale", "is for the x4 upscaler"),
+        "feather": ("mask" not in given or not mode.pastes, "is for pictures to paint in"),
+        "schedule": ("sigmas" in given, "spaces the levels that `sigmas` gives already"),
+        "steps": ("sigmas" in given, "counts the levels that `sigmas` gives already"),
+        "variation_seed": ("variation_strength" not in given, "needs a variation_strength"),
         "sizes": (not isinstance(model.spec.conditioning, XLConditioning), "are for SDXL"),
         "refiner_start": ("refiner" not in given, "is for a call with a refiner"),
         "exact": (

@@ -15,31 +15,39 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from darkroom.blend import slerp
 from darkroom.checkpoint.find import model_path, part_path, search_folders
 from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model
 from darkroom.compat import NoiseSource, noise_source
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
-from darkroom.diffusion.samplers.steps import Step
+from darkroom.diffusion.samplers.steps import Denoise, Step
 from darkroom.diffusion.samplers.table import SAMPLERS
+from darkroom.edit.hires import enlarged, second_pass
+from darkroom.edit.masks import Masked, cells, paste
 from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
-from darkroom.inputs import CONTROLLED, Shown, of_batch, shown
+from darkroom.inputs import CONTROLLED, MASKED, Shown, of_batch, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
 from darkroom.nn.dit import DiT
 from darkroom.options import Options
 from darkroom.parameters import parameters_of
+from darkroom.progress import Progress, Watch
 from darkroom.request import (
     Request,
+    all_sigmas,
     complete,
     guided_by,
     latent_shape,
+    sigmas,
     size_multiple,
+    skipped_steps,
     stages,
     starting_image,
 )
 from darkroom.request_checks import check
+from darkroom.runtime.device import checked_device, default_device
 from darkroom.runtime.precision import guard_half, pick_dtype
 from darkroom.text.conditioning import Conditioning, Ids, Told, count_tokens, room
 
@@ -50,13 +58,14 @@ Reader = Callable[[range], tuple[Condition, Condition | None]]
 SEEN_FIRST = ("upscale", *CONTROLLED)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a call stands: `done` of `total` sampler steps over all batches, and the latest step itself."""
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What a batch starts from: noisy latents `x`, its conditions, and what it paints in, as latents."""
 
-    done: int
-    total: int
-    step: Step
+    x: Tensor
+    cond: Condition
+    uncond: Condition | None
+    clean: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +120,6 @@ def load(
     return Pipeline(model, name=path.resolve().name)
 
 
-def checked_device(name: str | torch.device) -> torch.device:
-    """A device by its name; InputError if there is no such name, or none on this machine."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(name)!r} cannot be used here: {reason}") from error
-    return device
-
-
-def default_device() -> torch.device:
-    """The accelerator of this machine if it has one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 class Pipeline:
     """Text to pictures with one model, whose networks stay as they are; a call leaves nothing behind.
 
@@ -157,18 +150,13 @@ class Pipeline:
         if output not in ("image", "latents"):
             raise unknown("output", str(output), ("image", "latents"))
         request = self.request(prompt, **options)
-        made, images = [], []
-        pipes = [self] if request.refiner is None else [self, request.refiner]
-        runs = [(pipe, pipe.reader(request)) for pipe in pipes]
         with torch.no_grad():
-            for number, batch in enumerate(request.batches()):
-                made.append(self._draw(request, batch, number, runs, on_step))
-                if output == "image":
-                    images += to_pil(self.decode(made[-1]))
+            watch = Watch(self._total_steps(request), on_step)
+            images, latents = self._run(request, watch, images=output == "image")
         return Result(
             images=images,
             seeds=list(request.seeds),
-            latents=torch.cat(made).cpu(),
+            latents=latents,
             parameters=[
                 parameters_of(request, self.model, self.name, k) for k in range(len(request.prompts))
             ],
@@ -203,33 +191,46 @@ class Pipeline:
         )
         return conditioning.condition(self.model.texts, ids, told, blank)
 
-    def start(self, request: Request, batch: range, noise: NoiseSource, sigma: float) -> Tensor:
-        """The noisy latents (B, C, h, w) that the pictures of `batch` start from at level `sigma`."""
+    def clean(self, request: Request, batch: range, noise: NoiseSource) -> Tensor | None:
+        """The latents (1 or B, C, h, w) of the pictures that `batch` starts from or paints in, if any."""
+        if request.image_latents is not None:
+            return of_batch(request.image_latents, batch).float().to(self.device)
         image = starting_image(request, self.model)
-        if image is not None:
-            clean = self.encode(of_batch(image, batch), request, noise)
-            unit = self._unit_noise(request, batch, noise)
+        return None if image is None else self.encode(of_batch(image, batch), request, noise)
+
+    def start(
+        self, request: Request, batch: range, noise: NoiseSource, sigma: float, clean: Tensor | None
+    ) -> Tensor:
+        """The noisy latents (B, C, h, w) that the pictures of `batch` start from at level `sigma`."""
+        unit = self._unit_noise(request, batch, noise)
+        anew = self._kept_mask(request) is not None and request.strength == 1
+        if clean is not None and not anew:
             return self.model.denoiser.noisy(clean, unit, torch.full((len(unit),), sigma, device=unit.device))
+        if request.start_step > 0 and clean is None:  # these are what an earlier call left
+            return unit
         path = self.model.denoiser.path
         scale = request.compat.start_scale(path, sigma, request.schedule, request.sampler)
-        unit = self._unit_noise(request, batch, noise)
         return (unit * scale).contiguous(memory_format=torch.channels_last)
 
-    def denoise(
-        self,
-        x: Tensor,
-        cond: Condition,
-        uncond: Condition | None,
-        request: Request,
-        levels: Sequence[float],
-        noise: NoiseSource,
-    ) -> Iterator[Step]:
-        """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents."""
+    def bound(self, request: Request, batch: range, begun: Begun, levels: Sequence[float]) -> Denoise:
+        """What a sampler calls: the denoiser with its conditions and guidance, and with what is kept."""
         guide = ClassifierFreeGuidance(
             guided_by(request, self.model), channels=self._guided_channels(request)
         )
-        guided = GuidedDenoiser(self.model.denoiser, cond, uncond, guide)
-        return SAMPLERS[request.sampler](guided, x, levels, noise=noise)
+        guided = GuidedDenoiser(self.model.denoiser, begun.cond, begun.uncond, guide)
+        mask = self._kept_mask(request)
+        if mask is None or begun.clean is None:
+            return guided
+        painted = cells(of_batch(mask, batch).to(self.device), self.model.spec.latent_space.stride)
+        return Masked(guided, begun.clean, painted)
+
+    def denoise(
+        self, request: Request, batch: range, begun: Begun, levels: Sequence[float], noise: NoiseSource
+    ) -> Iterator[Step]:
+        """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents."""
+        sampler = SAMPLERS[request.sampler]
+        denoise = self.bound(request, batch, begun, levels)
+        return sampler(denoise, begun.x, levels, noise=noise, **request.sampler_options)
 
     def encode(self, image: Tensor, request: Request, noise: NoiseSource) -> Tensor:
         """Images (B, 3, H, W) in −1..1 to latents (B, C, h, w), by the posterior's mean or a sample of it.
@@ -253,6 +254,14 @@ class Pipeline:
         with torch.no_grad():
             latents = latents.to(self.device, _dtype(self.model.autoencoder))
             return self.model.autoencoder.decode(latents).float()
+
+    def pictures(self, request: Request, batch: range, latents: Tensor) -> list[Image]:
+        """Latents (B, C, h, w) to pictures, with what lies outside of a mask put back as it was."""
+        drawn, given = self.decode(latents), request.pictures
+        if given.mask is None or given.image is None or not request.compat.pastes:
+            return to_pil(drawn)
+        image, mask = (of_batch(t, batch).expand(len(drawn), -1, -1, -1) for t in (given.image, given.mask))
+        return paste(drawn.cpu(), image, mask, request.feather)
 
     @property
     def size_multiple(self) -> int:
@@ -283,45 +292,75 @@ class Pipeline:
 
     def prepare(
         self, request: Request, batch: range, noise: NoiseSource, sigma: float, reader: Reader
-    ) -> tuple[Tensor, Condition, Condition | None]:
+    ) -> Begun:
         """What the first stage starts from at level `sigma`, and its conditions with all that it is shown."""
         cond, uncond = reader(batch)
-        if self.model.spec.beside in SEEN_FIRST:
-            seen = self._shown(request, batch, noise)
-            x = self.start(request, batch, noise, sigma)
-        else:
-            x = self.start(request, batch, noise, sigma)
-            seen = self._shown(request, batch, noise)
-        return x, seen.on(cond), None if uncond is None else seen.on(uncond)
+        seen = self._shown(request, batch, noise) if self.model.spec.beside in SEEN_FIRST else None
+        clean = self.clean(request, batch, noise)
+        x = self.start(request, batch, noise, sigma, clean)
+        seen = seen or self._shown(request, batch, noise)
+        return Begun(x=x, cond=seen.on(cond), uncond=None if uncond is None else seen.on(uncond), clean=clean)
+
+    def _total_steps(self, request: Request) -> int:
+        """The sampler steps of a call, over all batches and both passes."""
+        count = len(sigmas(request, self.model)) - 1
+        if request.hires is not None:
+            second = second_pass(request, request.hires, self.size_multiple)
+            count += len(all_sigmas(second, self.model)) - 1 - skipped_steps(second, self.model)
+        return count * len(request.batches())
+
+    def _run(self, request: Request, watch: Watch, *, images: bool) -> tuple[list[Image], Tensor]:
+        """The pictures of a request, if wanted, and the latents (count, C, h, w) on the host."""
+        pipes = [self] if request.refiner is None else [self, request.refiner]
+        runs = [(pipe, pipe.reader(request)) for pipe in pipes]
+        made, drawn = [], []
+        for batch in request.batches():
+            made.append(self._draw(request, batch, runs, watch))
+            if images and request.hires is None:
+                drawn += self.pictures(request, batch, made[-1])
+        latents = torch.cat(made).cpu()
+        if request.hires is None:
+            return drawn, latents
+        second = second_pass(request, request.hires, self.size_multiple)
+        size, parts = (second.width, second.height), latents.split(request.batch_size)
+        larger = [enlarged(self, part.to(self.device), request.hires, size).cpu() for part in parts]
+        return self._run(replace(second, image_latents=torch.cat(larger)), watch, images=images)
 
     def _draw(
         self,
         request: Request,
         batch: range,
-        number: int,
         runs: Sequence[tuple["Pipeline", Reader]],
-        on_step: Callable[[Progress], None] | None,
+        watch: Watch,
     ) -> Tensor:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
         seeds = request.seeds[batch.start : batch.stop]
         noise = noise_source(request.compat.noise, seeds, latent_shape(request, self.model))
         levels = stages(request, self.model)
-        total = sum(len(part) - 1 for part in levels)
-        done = number * total
-        x, cond, uncond = self.prepare(request, batch, noise, levels[0][0], runs[0][1])
+        begun = self.prepare(request, batch, noise, levels[0][0], runs[0][1])
+        x = begun.x
         for (pipe, reader), part in zip(runs, levels, strict=True):
             if pipe is not self:
                 cond, uncond = reader(batch)
-            for step in pipe.denoise(x, cond, uncond, request, part, noise):
-                x, done = step.x, done + 1
-                if on_step is not None:
-                    on_step(Progress(done, len(request.batches()) * total, step))
+                begun = replace(begun, x=x, cond=cond, uncond=uncond)
+            for step in pipe.denoise(request, batch, begun, part, noise):
+                x = step.x
+                watch.saw(step)
         return x
+
+    def _kept_mask(self, request: Request) -> Tensor | None:
+        """The mask outside of which latents are held to the picture: networks that are shown it need not."""
+        return None if self.model.spec.beside in MASKED else request.pictures.mask
 
     def _unit_noise(self, request: Request, batch: range, noise: NoiseSource) -> Tensor:
         if request.latents is not None:
             return request.latents[batch.start : batch.stop].float().to(self.device)
-        return noise.start().to(self.device)
+        unit = noise.start()
+        if request.variation_strength:
+            seeds = request.variation_seeds[batch.start : batch.stop]
+            other = noise_source(request.compat.noise, seeds, unit.shape[1:]).start()
+            unit = slerp(unit, other, request.variation_strength)
+        return unit.to(self.device)
 
     def _shown(self, request: Request, batch: range, noise: NoiseSource) -> Shown:
         """The pictures that the network sees beside the noisy latents."""

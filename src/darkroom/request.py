@@ -1,7 +1,7 @@
 """What a call asks for: its options, and the request that they make once every default is filled in."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from darkroom.checkpoint.model import Model
 from darkroom.compat import Compat, compat
 from darkroom.diffusion.path import FlowPath
 from darkroom.diffusion.schedules import SCHEDULES
+from darkroom.edit.hires import Hires
+from darkroom.edit.masks import FEATHER
 from darkroom.errors import InputError, unknown
 from darkroom.inputs import CONTROLLED, ENLARGING, Pictures, read_picture
 from darkroom.nn.unet import UNetConfig
@@ -38,13 +40,23 @@ class Request:
     height: int
     sampler: str
     schedule: str
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    sigmas: tuple[float, ...] | None = None
+    start_step: int = 0
+    end_step: int | None = None
+    variation_seeds: tuple[int, ...] = ()
+    variation_strength: float = 0.0
     latents: Tensor | None = None
+    image_latents: Tensor | None = None
     strength: float = 1.0
     pictures: Pictures = field(default_factory=Pictures)
+    feather: int = FEATHER
     image_prompt: Tensor | None = None
     sizes: Sizes = field(default_factory=Sizes)
     refiner: "Pipeline | None" = None
     refiner_start: float = 0.8
+    hires: Hires | None = None
     compat: Compat = field(default_factory=Compat)
     batch_size: int = BATCH_SIZE
 
@@ -62,8 +74,10 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     check_types(given)
     defaults, mode = model.spec.defaults, compat(given.pop("compat", "darkroom"))
     prompts = _prompts(prompt, given.pop("count", 1))
-    seed = given.pop("seed", None)
     check_uses(given, model, mode)
+    seeds = _seeds(given, len(prompts))
+    if "sigmas" in given:
+        given |= {"sigmas": tuple(given["sigmas"]), "steps": len(given["sigmas"]) - 1}
     whole = mode.noise == "batch"  # one draw for all
     exact, batch_size = given.pop("exact", False), given.pop("batch_size", BATCH_SIZE)
     pictures = _pictures(given, model)
@@ -71,11 +85,11 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     return Request(
         prompts=tuple(prompts),
         negative_prompt=given.pop("negative_prompt", ""),
-        seeds=tuple(image_seeds(secrets.randbelow(2**32) if seed is None else seed, len(prompts))),
+        **seeds,
         width=width,
         height=height,
         pictures=pictures,
-        strength=given.pop("strength", _strength(model, pictures)),
+        strength=given.pop("strength", _strength(model, pictures, "image_latents" in given)),
         compat=mode,
         batch_size=len(prompts) if whole else 1 if exact else batch_size,
         **{
@@ -118,17 +132,32 @@ def patch_size(model: Model) -> int:
 
 def sigmas(request: Request, model: Model) -> list[float]:
     """The noise levels of a request, from where its strength lets it start."""
+    levels = all_sigmas(request, model)[: None if request.end_step is None else request.end_step + 1]
+    skipped = skipped_steps(request, model) if starts_from_picture(request, model) else 0
+    return levels[max(skipped, request.start_step) :]
+
+
+def all_sigmas(request: Request, model: Model) -> list[float]:
+    """The noise levels of a request whose way is gone from its beginning to its end."""
     path = model.denoiser.path
     if isinstance(path, FlowPath):
         _, rows, columns = latent_shape(request, model)
         path = path.sized(rows * columns // patch_size(model) ** 2)
-    levels = SCHEDULES[request.schedule](path, request.steps)
-    if starting_image(request, model) is None:
-        return levels
-    # Steps not taken, rounded as diffusers rounds: down for flow models, up for all others.
+    if request.sigmas is not None:
+        return list(request.sigmas)
+    return SCHEDULES[request.schedule](path, request.steps, **request.schedule_options)
+
+
+def starts_from_picture(request: Request, model: Model) -> bool:
+    """Whether the request starts from a picture with noise on it, not from pure noise."""
+    return request.image_latents is not None or starting_image(request, model) is not None
+
+
+def skipped_steps(request: Request, model: Model) -> int:
+    """The steps that a strength leaves out, rounded as diffusers does: down for flow models, else up."""
     kept = request.steps * request.strength
-    skipped = int(request.steps - kept) if isinstance(path, FlowPath) else request.steps - int(kept)
-    return levels[skipped:]
+    flow = isinstance(model.denoiser.path, FlowPath)
+    return int(request.steps - kept) if flow else request.steps - int(kept)
 
 
 def starting_image(request: Request, model: Model) -> Tensor | None:
@@ -150,6 +179,20 @@ def stages(request: Request, model: Model) -> list[list[float]]:
     cutoff = round(count - request.refiner_start * count)
     switch = sum(path.timestep_from_sigma(sigma) >= cutoff for sigma in levels[:-1])
     return [levels[: switch + 1], levels[switch:]]
+
+
+def _seeds(given: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
+    """One seed for each picture, or the first one's for all that vary by seeds of their own."""
+    seed = given.pop("seed", None)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    own = given.pop("variation_seed", None)
+    if not given.get("variation_strength"):
+        return {"seeds": tuple(image_seeds(seed, count))}
+    own = secrets.randbelow(2**32) if own is None else own
+    return {
+        "seeds": tuple(image_seeds(seed, 1)) * count,
+        "variation_seeds": tuple(image_seeds(own, count)),
+    }
 
 
 def _prompts(prompt: str | int | Sequence[str | int], count: int) -> list[str]:
@@ -184,7 +227,10 @@ def _size(given: dict[str, Any], pictures: Pictures, model: Model) -> tuple[int,
     return own[0] if width is None else width, own[1] if height is None else height
 
 
-def _strength(model: Model, pictures: Pictures) -> float:
-    """How much of the way to go when nothing is said: all of it where the network is shown the picture."""
+def _strength(model: Model, pictures: Pictures, from_latents: bool) -> float:
+    """How much of the way to go when nothing is said: all of it where the network is shown the picture, and
+    where it paints in it.
+    """
     plain = model.spec.beside in ("nothing", *CONTROLLED)
-    return model.spec.defaults.strength if plain and pictures.image is not None else 1.0
+    starts = from_latents or (plain and pictures.image is not None and pictures.mask is None)
+    return model.spec.defaults.strength if starts else 1.0

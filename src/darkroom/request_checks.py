@@ -1,10 +1,14 @@
 """Whether a request can be drawn by a model: every number, size and picture of it."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 from darkroom.checkpoint.model import Model
 from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.diffusion.schedules import SCHEDULES
+from darkroom.edit.hires import LATENT, PIXEL
+from darkroom.edit.masks import check_mask
 from darkroom.errors import InputError, unknown
 from darkroom.inputs import ENLARGING
 from darkroom.nn.mmdit import MMDiTConfig
@@ -15,7 +19,7 @@ from darkroom.request import (
     latent_shape,
     sigmas,
     size_multiple,
-    starting_image,
+    starts_from_picture,
 )
 from darkroom.text.conditioning import FluxConditioning
 
@@ -34,7 +38,7 @@ def check(request: Request, model: Model) -> None:
     for name in ("guidance_scale", "true_guidance_scale"):
         if not math.isfinite(getattr(request, name)):
             raise InputError(f"{name} must be a finite number, not {getattr(request, name)}")
-    for name in ("strength", "refiner_start"):
+    for name in ("strength", "refiner_start", "variation_strength"):
         if not 0 <= getattr(request, name) <= 1:
             raise InputError(f"{name} must be in 0 ... 1, not {getattr(request, name)}")
     if not 0 <= request.pictures.noise_level <= NOISIEST:
@@ -43,10 +47,44 @@ def check(request: Request, model: Model) -> None:
         raise InputError(
             "true_guidance_scale is for models that are told guidance_scale, and this one is not"
         )
+    if request.feather < 1:
+        raise InputError(f"feather must be 1 pixel or more, not {request.feather}")
+    _check_steps(request, model)
     _check_size(request, model)
     _check_pictures(request, model)
+    _check_hires(request, model)
     _check_image_prompt(request, model)
     _check_refiner(request, model)
+
+
+def _check_steps(request: Request, model: Model) -> None:
+    start, end = request.start_step, request.end_step
+    last = request.steps if end is None else end
+    if not 0 <= start < last <= request.steps:
+        raise InputError(
+            f"start_step {start} must be below end_step {last}, and both in 0 ... {request.steps}"
+        )
+    if start and request.latents is None and not starts_from_picture(request, model):
+        raise InputError(
+            "start_step goes on from something: give `image`, or the `latents` of a call that ended there"
+        )
+
+
+def _check_hires(request: Request, model: Model) -> None:
+    if request.hires is None:
+        return
+    if model.spec.beside != "nothing" or request.pictures.mask is not None:
+        raise InputError("hires is for drawings: this call is shown a picture, whose size it must keep")
+    if request.refiner is not None:
+        raise InputError("hires and refiner are two second passes: leave one out")
+    width, height = request.hires.size(request.width, request.height, size_multiple(model))
+    _check_size(replace(request, width=width, height=height, latents=None), model)
+    if int(request.hires.strength * (request.hires.steps or request.steps)) < 1:
+        raise InputError(f"field 'strength': {request.hires.strength} leaves no step to the second pass")
+    if request.hires.upscaler not in (LATENT, PIXEL) and not Path(request.hires.upscaler).is_file():
+        raise InputError(
+            f"field 'upscaler': must be {LATENT!r}, {PIXEL!r} or a file, not {request.hires.upscaler!r}"
+        )
 
 
 def _check_size(request: Request, model: Model) -> None:
@@ -62,9 +100,20 @@ def _check_size(request: Request, model: Model) -> None:
         if max(request.width, request.height) > limit:
             found = f"{request.width}x{request.height}"
             raise InputError(f"{found} is too large for this model: its positions end at {limit} a side")
+    _check_latents(request, model)
+
+
+def _check_latents(request: Request, model: Model) -> None:
     expected = (len(request.prompts), *latent_shape(request, model))
     if request.latents is not None and tuple(request.latents.shape) != expected:
         raise InputError(f"latents must have shape {expected}, not {tuple(request.latents.shape)}")
+    given = request.image_latents
+    if given is None:
+        return
+    if tuple(given.shape) not in (expected, (1, *expected[1:])):
+        raise InputError(f"image_latents must have shape {expected} or one for all, not {tuple(given.shape)}")
+    if model.spec.beside in (*ENLARGING, "reference"):
+        raise InputError(f"this model ({model.spec.beside}) starts from pure noise: leave image_latents out")
 
 
 def _check_pictures(request: Request, model: Model) -> None:
@@ -79,7 +128,9 @@ def _check_pictures(request: Request, model: Model) -> None:
             found = f"{picture.shape[3]}x{picture.shape[2]}"
             drawn = f"{request.width}x{request.height}"
             raise InputError(f"`{name}` is {found}, and to draw {drawn} it must be {size[1]}x{size[0]}")
-    if starting_image(request, model) is not None and request.strength and len(sigmas(request, model)) < 2:
+    if pictures.mask is not None:
+        check_mask(pictures.mask)
+    if starts_from_picture(request, model) and request.strength and len(sigmas(request, model)) < 2:
         raise InputError(f"strength {request.strength} of {request.steps} steps leaves none: raise either")
 
 

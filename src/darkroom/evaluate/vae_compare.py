@@ -20,7 +20,7 @@ from darkroom.evaluate.paths import names, picture_files
 from darkroom.evaluate.reconstruction import Distance, Reconstructed, measure
 from darkroom.evaluate.vae_sheet import CROPS, Column, sheet
 from darkroom.nn.perceptual import LPIPS, load_perceptual
-from darkroom.pipeline import checked_device, default_device
+from darkroom.runtime.device import checked_device, default_device
 
 # In dB: better latents would take away more than half of the squared error.
 HALF = 10 * math.log10(2)

@@ -1,0 +1,1 @@
+"""Edits: what is made of a picture that is there already."""
