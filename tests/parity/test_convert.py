@@ -20,7 +20,7 @@ from darkroom.checkpoint.tables import Tensors
 pytest.importorskip("diffusers")
 
 import diffusers
-from tests.parity.test_pipelines import saved
+from tests.parity.drawing import saved
 
 WHOLE = ("sd1", "sd2", "sdxl", "sdxl-refiner", "playground-v2.5", "sd3-medium", "flux-dev", "flux-schnell")
 

@@ -18,9 +18,9 @@ pytest.importorskip("diffusers")
 import diffusers
 import transformers
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from tests.parity.drawing import HEIGHT, PROMPTS, STEPS, assert_drawn_alike
+from tests.parity.drawing import WIDTH as PIXELS
 from tests.parity.pipelines import WIDTH, clip, clip_tokenizer, flux, random_image, sd15, unet, vae
-from tests.parity.test_pipelines import HEIGHT, PROMPTS, STEPS, assert_drawn_alike
-from tests.parity.test_pipelines import WIDTH as PIXELS
 
 
 def square_mask() -> Tensor:

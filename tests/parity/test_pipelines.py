@@ -1,7 +1,6 @@
 """Whole pipelines against diffusers': the same seed, the latents after each step, and the pictures."""
 
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -9,119 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import darkroom
-from darkroom.nn.flux import unpack
-from darkroom.pipeline import Pipeline, Progress
+from darkroom.pipeline import Pipeline
 from darkroom.request import sigmas
 from darkroom.text.conditioning import Sizes
 
 pytest.importorskip("diffusers")
 
 import diffusers
-from tests.parity.pipelines import PIPELINES, dit, random_image, recorded, sdxl, sdxl_refiner
-
-PROMPTS = ["red apple, 3d style", "a rocket"]
-HEIGHT, WIDTH, STEPS = 64, 48, 5
-IMG2IMG = {
-    "StableDiffusionPipeline": "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline": "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusion3Pipeline": "StableDiffusion3Img2ImgPipeline",
-    "FluxPipeline": "FluxImg2ImgPipeline",
-}
-# diffusers keeps the latents of these at unit variance, where ours have the noise added to them.
-UNIT_VARIANCE = (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A pipeline of diffusers and the folder that it was saved to."""
-
-    theirs: Any
-    folder: Path
-
-    def ours(self) -> Pipeline:
-        """The folder, loaded."""
-        return darkroom.load(self.folder, device="cpu")
-
-
-@cache
-def saved(name: str) -> Saved:
-    folder = Path(mkdtemp())
-    pipe = {**PIPELINES, "dit": dit, "sdxl_refiner": sdxl_refiner}[name](folder)
-    pipe.save_pretrained(folder / "model")
-    return Saved(pipe, folder / "model")
-
-
-@dataclass
-class Drawn:
-    """What either side made: latents after each step, in our scale, and pictures (B, H, W, 3) in 0..1."""
-
-    steps: list[Tensor]
-    images: np.ndarray
-
-
-def guidance(name: str) -> float:
-    return {"flux_schnell": 1.0}.get(name, 3.0)
-
-
-def draw_ours(pipe: Pipeline, prompts: list[Any], **options: Any) -> Drawn:
-    steps: list[Progress] = []
-    result = pipe(prompts, seed=5, compat="diffusers", on_step=steps.append, **options)
-    images = np.stack([np.asarray(image) for image in result.images]) / 255
-    return Drawn([progress.step.x for progress in steps], images)
-
-
-def draw_theirs(
-    pipe: Any, prompts: list[Any] | None, levels: list[float], path: Any, **options: Any
-) -> Drawn:
-    latents = recorded(pipe)
-    given = {} if prompts is None else {"prompt": prompts}
-    images = pipe(**given, generator=torch.Generator().manual_seed(5), output_type="np", **options).images
-    assert len(latents) == len(levels) - 1
-    steps = [in_our_scale(pipe, x, level, path) for x, level in zip(latents, levels[1:], strict=True)]
-    return Drawn(steps, images)
-
-
-def in_our_scale(pipe: Any, x: Tensor, level: float, path: Any) -> Tensor:
-    if x.ndim == 3:  # FLUX's tokens
-        x = unpack(x, HEIGHT // 16)
-    return x / path.input_scale(level) if isinstance(pipe.scheduler, UNIT_VARIANCE) else x
-
-
-def assert_same(ours: Drawn, theirs: Drawn, count: int) -> None:
-    for a, b in zip(ours.steps, theirs.steps, strict=True):
-        b = b[:count]
-        assert ((a - b).norm() / b.norm()).item() <= 1e-4
-    assert theirs.images.std() >= 0.1, "flat pictures prove nothing"
-    assert np.abs(ours.images - theirs.images).max() <= 1 / 255
-
-
-def assert_drawn_alike(
-    mine: Pipeline,
-    pipe: Any,
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
-    *,
-    asked: list[Any] = PROMPTS,
-    prompts: list[Any] | None = PROMPTS,
-) -> None:
-    """Hold every step and the pictures of ours, which is `asked`, against theirs, which gets `prompts`."""
-    levels = sigmas(mine.request(asked, **ours), mine.model)
-    made = draw_theirs(pipe, prompts, levels, mine.model.denoiser.path, **theirs)
-    assert_same(draw_ours(mine, asked, **ours), made, len(asked))
-
-
-def text_options(name: str, *, size: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is asked for, in our words and in theirs."""
-    ours: dict[str, Any] = {"steps": STEPS, "guidance_scale": guidance(name)}
-    theirs: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": guidance(name)}
-    if not name.startswith("flux"):  # which is told the guidance
-        ours, theirs = ours | {"negative_prompt": "blue"}, theirs | {"negative_prompt": ["blue"] * 2}
-    if size:
-        ours, theirs = ours | {"height": HEIGHT, "width": WIDTH}, theirs | {"height": HEIGHT, "width": WIDTH}
-    return ours, theirs
+from tests.parity.drawing import (
+    HEIGHT,
+    PROMPTS,
+    STEPS,
+    WIDTH,
+    Drawn,
+    assert_drawn_alike,
+    assert_same,
+    draw_ours,
+    guidance,
+    image_to_image,
+    saved,
+    text_options,
+)
+from tests.parity.pipelines import PIPELINES, random_image, recorded, sdxl
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -141,13 +51,10 @@ def test_without_a_negative_prompt(name: str) -> None:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_picture_to_picture(name: str) -> None:
     pair, (ours, theirs) = saved(name), text_options(name, size=name.startswith(("flux", "sd3")))
-    kind = IMG2IMG[type(pair.theirs).__name__]
-    parts = {k: v for k, v in pair.theirs.components.items() if k != "image_encoder" or "XL" not in kind}
-    checker = {"requires_safety_checker": False} if kind == "StableDiffusionImg2ImgPipeline" else {}
-    their_pipe = getattr(diffusers, kind)(**parts, **checker)
     image = random_image(HEIGHT, WIDTH)
     ours |= {"image": image, "strength": 0.5}
-    assert_drawn_alike(pair.ours(), their_pipe, ours, theirs | {"image": (image + 1) / 2, "strength": 0.5})
+    theirs |= {"image": (image + 1) / 2, "strength": 0.5}
+    assert_drawn_alike(pair.ours(), image_to_image(pair.theirs), ours, theirs)
 
 
 def test_refiner_as_second_half() -> None:
