@@ -1,26 +1,35 @@
 """Samplers against diffusers: recorded trajectories, and its schedulers themselves when installed."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
 from tests.conftest import relative_error
+from tests.parity.schedulers import (
+    LEADING,
+    SHAPE,
+    TRAILING,
+    Bound,
+    Tanh,
+    in_k_space,
+    levels_of,
+    path_of,
+    prediction_of,
+    reference,
+    reference_levels,
+    reference_run,
+    reference_sigmas,
+    run,
+    unit_variance,
+    whole_steps,
+)
 from torch import Tensor, nn
 
-from darkroom.diffusion.denoiser import Condition, Denoiser, Prediction
-from darkroom.diffusion.guidance import Denoised
-from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, NoisePath
-from darkroom.diffusion.samplers.table import SAMPLERS
+from darkroom.diffusion.denoiser import Denoiser
+from darkroom.diffusion.path import DiscretePath, FlowPath
 from darkroom.diffusion.schedules import SCHEDULES, flow_sigmas
 
-INFINITE = 1e9  # stands for sigma at exactly zero SNR, where the reference does not clamp
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": "eps",
-    "v_prediction": "v",
-    "sample": "x0",
-    "flow_prediction": "flow",
-}
 # (case, sampler, its options)
 CASES = [
     ("ddim", "ddim", {}),
@@ -32,15 +41,21 @@ CASES = [
     ("euler_linspace_vpred", "euler", {}),
     ("euler_karras", "euler", {}),
     ("euler_ancestral", "euler_ancestral", {}),
+    ("pndm", "plms", {}),
+    ("heun", "heun", {}),
     ("dpmpp_2m", "dpmpp_2m", {}),
     ("dpmpp_2m_karras", "dpmpp_2m", {}),
     ("dpmpp_2m_trailing_steps15", "dpmpp_2m", {}),
+    ("unipc_bh2", "uni_pc", {}),
+    ("unipc_bh1_order3", "uni_pc", {"order": 3, "solver": "bh1"}),
+    ("unipc_bh2_order3_karras", "uni_pc", {"order": 3}),
     ("edm_euler", "euler", {}),
     ("edm_dpmpp_2m", "dpmpp_2m", {}),
     ("flowmatch_euler_shift3", "euler", {}),
     ("flowmatch_euler_shift1", "euler", {}),
     ("flowmatch_flux_dynamic_seq256", "euler", {}),
     ("flowmatch_flux_dynamic_seq4096", "euler", {}),
+    ("flowmatch_heun_shift3", "heun", {}),
     ("flow_dpmpp_2m", "dpmpp_2m", {}),
 ]
 
@@ -61,17 +76,6 @@ class Toy(nn.Module):
         return 0.3 * x * torch.cos(torch.tensor(reference, dtype=torch.float64) / 1000)
 
 
-class Bound:
-    """A denoiser without condition or guidance, in float64."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.path = denoiser, denoiser.path
-
-    def __call__(self, x: Tensor, sigma: float) -> Denoised:
-        level = torch.full((x.shape[0],), sigma, dtype=torch.float64)
-        return Denoised(self.denoiser(x, level, Condition(None)))
-
-
 class Recorded:
     """The reference's noise, in turn."""
 
@@ -80,43 +84,6 @@ class Recorded:
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
         return next(self.noises)
-
-
-def reference_levels(path: DiscretePath) -> Tensor:
-    """Sigma of every timestep as the reference has it: products of float32."""
-    roots = torch.linspace(path.beta_start**0.5, path.beta_end**0.5, path.num_timesteps, dtype=torch.float32)
-    bars = torch.cumprod(1 - roots**2, 0)
-    if path.zero_terminal_snr:
-        roots = bars.sqrt()
-        roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
-        bars = torch.cumprod(torch.cat([roots[:1] ** 2, roots[1:] ** 2 / roots[:-1] ** 2]), 0)
-    bars = bars.double()
-    return ((1 - bars) / bars).sqrt().clamp(max=INFINITE)
-
-
-def path_of(cls: str, config: dict) -> NoisePath:
-    if cls.startswith("EDM"):
-        return EDMPath()
-    if cls.startswith("Flow") or config.get("use_flow_sigmas"):
-        return FlowPath()
-    final = "zero" if config.get("set_alpha_to_one", True) else "first_level"
-    return DiscretePath(zero_terminal_snr=config.get("rescale_betas_zero_snr", False), final=final)
-
-
-def prediction_of(path: NoisePath, config: dict) -> Prediction:
-    """What the network predicts, in our words."""
-    fixed: dict[str, Prediction] = {"edm": "edm", "flow": "flow"}
-    return fixed.get(path.kind) or PREDICTIONS[config.get("prediction_type", "epsilon")]
-
-
-def run(denoise: Bound, sampler: str, x: Tensor, sigmas: Sequence[float], **options) -> list[Tensor]:
-    """Our sampler's x after each step."""
-    return [step.x for step in SAMPLERS[sampler](denoise, x, sigmas, **options)]
-
-
-def unit_variance(sigma: float) -> float:
-    """The factor from our form of the variance-preserving path to the reference's."""
-    return (1 + sigma**2) ** -0.5
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +103,8 @@ def test_recorded_trajectory(cases, name, sampler, options):
         levels = reference_levels(path)
         final = 0.0 if path.final == "zero" else float(levels[0])
         sigmas = [*(float(levels[int(t)]) for t in case["timesteps"]), final]
-    scaled = case["cls"] in ("DDIMScheduler", "DPMSolverMultistepScheduler") and path.kind == "discrete"
+    sigmas = levels_of(case["cls"], sigmas)
+    scaled = not in_k_space(case["cls"]) and path.kind == "discrete"
     factors = [unit_variance(s) if scaled else 1.0 for s in sigmas]
 
     def shaped(values: list[float]) -> Tensor:
@@ -147,14 +115,12 @@ def test_recorded_trajectory(cases, name, sampler, options):
     toy = Toy(case["timesteps"], 0.51 if "karras" in name else (1.0 if name == "flow_dpmpp_2m" else 0.02))
     denoise = Bound(Denoiser(toy, path, prediction_of(path, case["config"])))
     xs = run(denoise, sampler, start, sigmas, noise=noise, **options)
-    for ours, theirs, factor in zip(xs, case["trajectory"], factors[1:], strict=True):
+    for ours, theirs, factor in zip(
+        xs, whole_steps(case["cls"], case["trajectory"]), factors[1:], strict=True
+    ):
         assert relative_error(ours * factor, shaped(theirs)) <= 1e-5
 
 
-SHAPE = (2, 4, 6, 6)
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
-TRAILING = {"timestep_spacing": "trailing"}
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 # (scheduler, its config, sampler, our schedule, options of both)
 LIVE = [
@@ -168,27 +134,61 @@ LIVE = [
     ("DPMSolverMultistepScheduler", {"prediction_type": "sample", **TRAILING}, "dpmpp_2m", "trailing", {}),
     ("DPMSolverMultistepScheduler", FLOW, "dpmpp_2m", "flow", {}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "euler", "flow", {}),
+    ("HeunDiscreteScheduler", LEADING, "heun", "leading", {}),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, "heun", "karras", {}),
+    ("HeunDiscreteScheduler", {"prediction_type": "v_prediction", **TRAILING}, "heun", "trailing", {}),
+    ("HeunDiscreteScheduler", {"prediction_type": "sample", **TRAILING}, "heun", "trailing", {}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 1.0}, "heun", "flow", {}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, "heun", "flow", {}),
+    ("KDPM2DiscreteScheduler", LEADING, "dpm_2", "leading", {}),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, "dpm_2", "karras", {}),
+    ("KDPM2DiscreteScheduler", {"prediction_type": "v_prediction", **TRAILING}, "dpm_2", "trailing", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True, **LEADING}, "plms", "leading", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True, **TRAILING}, "plms", "trailing", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True, **LEADING}, "plms", "leading", {}),
+    *[
+        (cls, {"solver_order": order, **config}, sampler, schedule, {"order": order})
+        for cls, sampler in (("DEISMultistepScheduler", "deis"), ("UniPCMultistepScheduler", "uni_pc"))
+        for order, config, schedule in (
+            (1, LEADING, "leading"),
+            (2, LEADING, "leading"),
+            (3, LEADING, "leading"),
+            (2, {"prediction_type": "v_prediction", **TRAILING}, "trailing"),
+            (3, {"prediction_type": "sample", **TRAILING}, "trailing"),
+            (3, {"use_karras_sigmas": True}, "karras"),
+            (2, FLOW, "flow"),
+            (3, FLOW, "flow"),
+        )
+    ],
+    (
+        "DEISMultistepScheduler",
+        {"lower_order_final": False},
+        "deis",
+        "linspace",
+        {"lower_order_final": False},
+    ),
+    (
+        "UniPCMultistepScheduler",
+        {"solver_type": "bh1", "final_sigmas_type": "sigma_min", **TRAILING},  # with zero it is NaN there
+        "uni_pc",
+        "trailing",
+        {"solver": "bh1"},
+    ),
+    (
+        "UniPCMultistepScheduler",
+        {"final_sigmas_type": "sigma_min", "lower_order_final": False, **TRAILING},
+        "uni_pc",
+        "trailing",
+        {"lower_order_final": False},
+    ),
+    (
+        "UniPCMultistepScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", **TRAILING},
+        "uni_pc",
+        "trailing",
+        {},
+    ),
 ]
-
-
-class Tanh(nn.Module):
-    """A small random network that bends its input and listens to the timestep.
-
-    Given `told`, it hears those timesteps in turn: ours may differ by the reference's rounding of them.
-    """
-
-    def __init__(self, told: list[float] | None = None) -> None:
-        super().__init__()
-        self.mix = torch.randn(SHAPE[1], SHAPE[1], generator=torch.Generator().manual_seed(5)).double()
-        self.told = None if told is None else iter(told)
-
-    def forward(self, x: Tensor, timestep: Tensor, context: None, *, extra: None = None) -> Tensor:
-        if self.told is not None:
-            heard = next(self.told)
-            assert float(timestep[0]) == pytest.approx(heard, abs=1.0)
-            timestep = torch.full_like(timestep, heard)
-        mixed = torch.einsum("bchw,cd->bdhw", x.double(), self.mix)
-        return torch.tanh(0.5 * mixed + torch.cos(timestep.double() / 200)[:, None, None, None])
 
 
 class Drawn:
@@ -201,48 +201,26 @@ class Drawn:
         return torch.randn(SHAPE, generator=self.generator, dtype=torch.float64)
 
 
-def reference(cls: str, config: dict, steps: int):
-    """A diffusers scheduler set to a number of steps."""
-    diffusers = pytest.importorskip("diffusers")
-    scheduler = getattr(diffusers, cls)(**(config if cls.startswith("Flow") else {**SD, **config}))
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def reference_run(scheduler, network: nn.Module, x: Tensor, **options) -> Tensor:
-    """What a diffusers scheduler makes of unit noise."""
-    generator = torch.Generator().manual_seed(1)
-    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-    scale = getattr(scheduler, "scale_model_input", lambda x, timestep: x)
-    for timestep in scheduler.timesteps:
-        out = network(scale(x, timestep), torch.full((x.shape[0],), float(timestep)), None)
-        x = scheduler.step(out, timestep, x, generator=generator, return_dict=False, **options)[0]
-    return x
-
-
-def reference_sigmas(scheduler, path: NoisePath) -> list[float]:
-    """The levels a diffusers scheduler visits."""
-    if path.kind == "flow" or hasattr(scheduler, "sigmas"):
-        return scheduler.sigmas.tolist()
-    assert isinstance(path, DiscretePath)
-    return [*(float(reference_levels(path)[t]) for t in scheduler.timesteps), 0.0]
-
-
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize(("cls", "config", "sampler", "schedule", "options"), LIVE)
 def test_diffusers_scheduler(cls, config, sampler, schedule, options, steps):
     """From the same unit noise, over the reference's levels, our steps end where its do."""
-    scheduler, path = reference(cls, config, steps), FlowPath() if schedule == "flow" else DiscretePath()
+    zero_snr = config.get("rescale_betas_zero_snr", False)
+    path = FlowPath() if schedule == "flow" else DiscretePath(zero_terminal_snr=zero_snr)
+    scheduler = reference(cls, config, steps)
     unit = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    theirs = reference_run(scheduler, Tanh(), unit, **options)
+    in_steps = {name: value for name, value in options.items() if name == "eta"}
+    theirs = reference_run(scheduler, Tanh(), unit, **in_steps)
     sigmas = reference_sigmas(scheduler, path)
-    # Euler's k-space start differs by design: sigma in place of our sqrt(1 + sigma²) with trailing spacing.
-    starts_at_sigma = "Euler" in cls and path.kind == "discrete"
+    # The k-space start differs by design: sigma in place of our sqrt(1 + sigma²) with trailing spacing.
+    starts_at_sigma = in_k_space(cls) and path.kind == "discrete"
     start = unit * (float(scheduler.init_noise_sigma) if starts_at_sigma else path.start_scale(sigmas[0]))
     prediction = prediction_of(path, config)
     denoise = Bound(Denoiser(Tanh(scheduler.timesteps.tolist()), path, prediction))
-    ours = run(denoise, sampler, start, sigmas, noise=Drawn(), **options)
-    assert relative_error(ours[-1], theirs) <= 1e-5
+    ours = run(denoise, sampler, start, sigmas, noise=Drawn(), **options)[-1]
+    if not in_k_space(cls) and path.kind == "discrete":
+        ours = ours * unit_variance(sigmas[-1])
+    assert relative_error(ours, theirs) <= 1e-5
 
 
 @pytest.mark.parametrize("steps", [5, 20, 27])

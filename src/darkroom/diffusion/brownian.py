@@ -40,6 +40,10 @@ class BrownianNoise:
         self._values = values
         return (values[end] - values[start]) / math.sqrt(abs(end - start) / 2**DEPTH)
 
+    def row(self, k: int) -> "BrownianNoise":
+        """The noise of picture k alone (1, *shape), equal to the batch's row k in every bit."""
+        return BrownianNoise(self.seeds[k : k + 1], self.shape)
+
     def _value(self, tick: int) -> Tensor:
         """The path at time tick / 2^DEPTH in 0 ... 1."""
         if tick in self._values:

@@ -1,13 +1,20 @@
 """Samplers of first order, whose steps are exact while the estimate stays as it is."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from darkroom.diffusion.samplers.steps import Denoise, Noise, Step, add_noise, first_order_factors, toward
-from darkroom.errors import InputError
+from darkroom.diffusion.samplers.cards import CARDS
+from darkroom.diffusion.samplers.steps import (
+    Denoise,
+    Noise,
+    Step,
+    add_noise,
+    first_order_factors,
+    level_pairs,
+    toward,
+)
 
 
 def euler(
@@ -38,8 +45,7 @@ def ddim(
 
     Raises InputError for eta outside 0 ... 1, and without noise when eta is above 0.
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta must be in 0 ... 1, not {eta}")
+    CARDS["ddim"].check(eta=eta)
     return _first_order(denoise, x, sigmas, noise, eta=eta)
 
 
@@ -48,7 +54,7 @@ def _first_order(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None, eta: float
 ) -> Iterator[Step]:
     """Steps that are exact while the estimate stays as it is; a share `eta` of the noise is drawn anew."""
-    for index, (sigma, to) in enumerate(pairwise(sigmas)):
+    for index, sigma, to in level_pairs(sigmas):
         denoised = denoise(x, sigma).value
         keep, pull, up = first_order_factors(denoise.path, sigma, to, eta)
         x = add_noise(toward(x, denoised, keep, pull), up, noise, sigma, to)

@@ -7,8 +7,9 @@ and stopping.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -50,6 +51,33 @@ class Noise(Protocol):
 
 Sampler = Callable[..., Iterator[Step]]
 
+# Noise above this level leaves nothing of the picture. Paths that stand for infinite noise start up there
+# (zero-terminal SNR at 4096) and fall to a few in one step. Were that step of higher order, it would weigh
+# the difference between two estimates a hundredfold.
+PURE_NOISE = 200.0
+
+
+def level_pairs(sigmas: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+    """The index, the level and the next level of each step down, or up, a list of noise levels.
+
+    Raises InputError if the levels turn round, and if they start at 0, where no network says what the noise
+    is: see `inverse_levels`.
+    """
+    if sigmas and sigmas[0] <= 0:
+        raise InputError(f"the first noise level must be above 0, not {sigmas[0]}: see `inverse_levels`")
+    falling = len(sigmas) < 2 or sigmas[-1] <= sigmas[0]
+    for index, (sigma, to) in enumerate(pairwise(sigmas)):
+        if sigma != to and (to < sigma) != falling:
+            raise InputError(f"noise levels must all fall, or all rise: {sigma:g} is followed by {to:g}")
+        yield index, sigma, to
+
+
+def inverse_levels(path: NoisePath, sigmas: Sequence[float]) -> list[float]:
+    """A schedule's levels from the picture to the noise: rising, from the path's smallest in place of 0."""
+    rising = sorted(sigma for sigma in sigmas if sigma > 0)
+    smallest = path.sigma_min
+    return [smallest, *rising] if len(rising) < len(sigmas) and smallest < rising[0] else rising
+
 
 def first_order_factors(path: NoisePath, sigma: float, to: float, eta: float) -> tuple[float, float, float]:
     """The factors of x, of the estimate and of new noise in a first-order step between two levels.
@@ -87,3 +115,14 @@ def log_ratio(path: NoisePath, sigma: float) -> float:
     if alpha <= 0:
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
+
+
+def euler_step(path: NoisePath, x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
+    """A new x at level `to`: the step of first order, exact while the estimate stays as it is."""
+    keep = to / sigma
+    return toward(x, denoised, keep, path.alpha(to) - path.alpha(sigma) * keep)
+
+
+def bends(path: NoisePath, sigma: float, to: float) -> bool:
+    """Whether a step can be of higher order in λ = log(alpha / sigma), which is finite at both its ends."""
+    return 0 < to <= PURE_NOISE and sigma <= PURE_NOISE and path.alpha(sigma) > 0 and path.alpha(to) > 0
