@@ -19,6 +19,7 @@ from darkroom.text.t5 import T5Config
 
 ATTENTION = "1.transformer_blocks.0."  # the first transformer after a residual block of the U-Net
 DIT_HEAD_WIDTH = 72
+TOLD_GUIDANCE = "time_embed.cond_proj.weight"  # of LCMs
 SD1_HEADS = 8
 FLUX_AXES = (16, 56, 56)
 
@@ -111,6 +112,7 @@ def unet_config(shapes: Shapes, *, num_heads: int | None = None, head_width: int
         linear_projection=linear,
         pooled_dim=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+        guidance_dim=shapes[TOLD_GUIDANCE][1] if TOLD_GUIDANCE in shapes else None,
         plain_attention=plain,
         scale_shift_norm=_shape(shapes, "input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
         resblock_updown=len(levels) > 1 and not any(name.endswith(".op.weight") for name in shapes),

@@ -26,6 +26,7 @@ from darkroom.checkpoint.configs.scheduler import scheduler_config_from_diffuser
 from darkroom.checkpoint.configs.text import text_config_from_transformers
 from darkroom.checkpoint.configs.transformers import transformer_config_from_diffusers
 from darkroom.checkpoint.configs.unet import unet_config_from_diffusers
+from darkroom.checkpoint.few_step import SCHEDULERS, few_step, names_of
 from darkroom.checkpoint.folder_files import CONFIG, INDEX, weight_file
 from darkroom.checkpoint.formats.io import Device, load_tensors
 from darkroom.checkpoint.layouts import (
@@ -37,7 +38,7 @@ from darkroom.checkpoint.layouts import (
     mmdit_to_diffusers,
     t5_from_published,
 )
-from darkroom.checkpoint.model import Defaults, Model, check_fit
+from darkroom.checkpoint.model import Defaults, DenoiserSpec, Model, check_fit
 from darkroom.checkpoint.single_file import Part, Parts
 from darkroom.diffusion.denoiser import Denoiser
 from darkroom.errors import InputError, unknown
@@ -74,6 +75,8 @@ PIPELINES = {
     "StableDiffusionInpaintPipeline": "sd1",
     "StableDiffusionDepth2ImgPipeline": "sd2-depth",
     "StableDiffusionUpscalePipeline": "sd-x4-upscaler",
+    "LatentConsistencyModelPipeline": "sd1",
+    "LatentConsistencyModelImg2ImgPipeline": "sd1",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl-refiner",
     "StableDiffusionXLInpaintPipeline": "sdxl",
@@ -130,9 +133,10 @@ def load_diffusers(
         conditioning=_conditioning(spec.conditioning, index, network),
         beside=_beside(pipeline, spec.beside, network, autoencoder),
     )
+    spec = _few_step(spec, name, folder, index, denoiser)
     texts = tuple(_load_texts(folder, there, places, dtype, device))
     model = Model(
-        autoencoder=autoencoder, denoiser=Denoiser(network, path, prediction), texts=texts, spec=spec
+        autoencoder=autoencoder, denoiser=Denoiser(network, path, spec.prediction), texts=texts, spec=spec
     )
     check_fit(model, folder)
     return model
@@ -301,6 +305,26 @@ def _warn_of_another_space(folder: Path, title: str, usual: LatentSpace, found: 
             "network, wrong pictures if it was put in from another model",
             stacklevel=5,
         )
+
+
+def _few_step(
+    spec: DenoiserSpec, family: str, folder: Path, index: Mapping[str, Any], denoiser: Path
+) -> DenoiserSpec:
+    """The spec as it is, or where the folder is of a model of few steps, with its defaults."""
+    config = read_json(denoiser / CONFIG)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    trailing = spec.defaults.schedule == "trailing"
+    few = few_step(
+        family,
+        [*names_of(folder, index), *names_of(folder, config)],
+        scheduler=scheduler.get("_class_name"),
+        embeds_guidance=config.get("time_cond_proj_dim") is not None,
+        # Networks that predict v are drawn so at any number of steps, as their noise ends pure.
+        trailing_at=spec.defaults.width if trailing and spec.prediction == "eps" else None,
+    )
+    if few is None:
+        return spec
+    return few.spec(spec, keep_schedule=trailing or scheduler.get("_class_name") in SCHEDULERS)
 
 
 def _defaults(

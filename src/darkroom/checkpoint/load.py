@@ -22,6 +22,7 @@ from darkroom.checkpoint.diffusers_folder import (
     load_diffusers_autoencoder,
     role_of,
 )
+from darkroom.checkpoint.few_step import few_step, names_of
 from darkroom.checkpoint.folder_files import CONFIG, INDEX, is_darkroom
 from darkroom.checkpoint.formats.io import Device, read_metadata
 from darkroom.checkpoint.model import (
@@ -188,6 +189,9 @@ def _load_file(
     network_part = files[path].network
     assert network_part is not None
     spec = _spec(entry, name, files[path], given=family is not None)
+    told = getattr(network_part.config, "guidance_dim", None) is not None
+    if few := few_step(name, names_of(path, read_metadata(path)), embeds_guidance=told):
+        spec = few.spec(spec)
     network = filled(
         lambda: network_part.blank or build_network(network_part.config), network_part.tensors, path
     )

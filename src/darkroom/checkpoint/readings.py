@@ -90,7 +90,8 @@ def _unet(tensors: Tensors, _: str) -> Reading:
 
 def _diffusers_unet(tensors: Tensors, _: str) -> Reading:
     """Our names are diffusers'; the config is read from the original's, by a known one of the same blocks."""
-    known = FAMILIES[_nearest_family("unet", tensors)].network
+    usual = {name: tensor for name, tensor in tensors.items() if name != "time_embedding.cond_proj.weight"}
+    known = FAMILIES[_nearest_family("unet", usual)].network
     assert isinstance(known, UNetConfig)
     shapes = shapes_of(unet_to_original(known)(tensors))
     return Reading(unet_config(shapes, **find_row("unet", shapes).heads), tensors, SAME)

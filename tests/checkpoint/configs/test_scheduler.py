@@ -1,5 +1,6 @@
 """diffusers' schedulers as paths and schedules: their levels are ours, and configs survive both ways."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from darkroom.checkpoint.configs.scheduler import (
     scheduler_config_from_diffusers,
     scheduler_config_to_diffusers,
 )
+from darkroom.checkpoint.configs.scheduler_classes import AT_FIRST_LEVEL, FIXED, READ
 from darkroom.diffusion.denoiser import Prediction
 from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, NoisePath, SizeShift
 from darkroom.diffusion.schedules import SCHEDULES
@@ -62,9 +64,14 @@ FLOW_SOLVER = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True
     "prediction_type": "flow_prediction"
 }
 
+LCM = (
+    SD15
+    | {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
+    | {"set_alpha_to_one": True}
+)
 SD_PATH = DiscretePath(final="first_level")
 PUBLISHED = {
-    "sd15": (SD15, ("eps", SD_PATH, "ddim", "leading")),
+    "sd15": (SD15, ("eps", SD_PATH, "plms", "leading")),
     "sd21": (SD21, ("v", SD_PATH, "ddim", "leading")),
     "sdxl": (SDXL, ("eps", DiscretePath(), "euler", "leading")),
     "upscaler": (
@@ -85,10 +92,27 @@ PUBLISHED = {
     "schnell": (SCHNELL, ("flow", FlowPath(), "euler", "linspace")),
     "heun": (
         SD3 | {"_class_name": "FlowMatchHeunDiscreteScheduler"},
-        ("flow", FlowPath(shift=3.0), "euler", "linspace"),
+        ("flow", FlowPath(shift=3.0), "heun", "linspace"),
     ),
-    "lms": (SD15 | {"_class_name": "LMSDiscreteScheduler"}, ("eps", DiscretePath(), "euler", "linspace")),
-    "ddpm": (SD15 | {"_class_name": "DDPMScheduler"}, ("eps", DiscretePath(), "ddim", "leading")),
+    "ddpm": (SD15 | {"_class_name": "DDPMScheduler"}, ("eps", DiscretePath(), "ddpm", "leading")),
+    "solver, noisy": (
+        SOLVER | {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        ("eps", DiscretePath(), "dpmpp_2m_sde", "karras"),
+    ),
+    "exponential": (SDXL | {"use_exponential_sigmas": True}, ("eps", DiscretePath(), "euler", "exponential")),
+    "beta": (SDXL | {"use_beta_sigmas": True}, ("eps", DiscretePath(), "euler", "beta")),
+    "lu": (SOLVER | {"use_lu_lambdas": True}, ("eps", DiscretePath(), "dpmpp_2m", "exponential")),
+    "flow, exponential": (
+        SD3 | {"use_exponential_sigmas": True},
+        ("flow", FlowPath(shift=3.0), "euler", "exponential"),
+    ),
+    "playground, exponential": (
+        PLAYGROUND | {"sigma_schedule": "exponential"},
+        ("edm", EDMPath(), "dpmpp_2m", "exponential"),
+    ),
+    "lcm": (LCM, ("eps", DiscretePath(), "lcm", "lcm")),
+    "tcd": (LCM | {"_class_name": "TCDScheduler"}, ("eps", DiscretePath(), "tcd", "lcm")),
+    "lcm by its class's betas": ({"_class_name": "LCMScheduler"}, ("eps", DiscretePath(), "lcm", "lcm")),
     "ancestral": (
         SD15
         | {"_class_name": "EulerAncestralDiscreteScheduler", "rescale_betas_zero_snr": True}
@@ -100,17 +124,58 @@ PUBLISHED = {
         SOLVER | {"solver_order": 1, "use_karras_sigmas": True},
         ("eps", DiscretePath(), "euler", "karras"),
     ),
-    "flow solver": (FLOW_SOLVER, ("flow", FlowPath(shift=2.5, sigma_max=0.999), "dpmpp_2m", "flow")),
+    "flow solver": (FLOW_SOLVER, ("flow", FlowPath(shift=2.5, sigma_max=0.999), "uni_pc", "flow")),
     "cosine": (
         {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500},
         (
             "eps",
             DiscretePath(beta_schedule="cosine", beta_start=0.0001, beta_end=0.02, num_timesteps=500),
-            "ddim",
+            "ddpm",
             "leading_0",
         ),
     ),
 }
+
+
+# Those whose config says the betas, and nothing but the class says the sampler.
+CLASSES = {
+    "DEISMultistepScheduler": "deis",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
+    "HeunDiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "dpm_2_ancestral",
+    "KDPM2DiscreteScheduler": "dpm_2",
+    "LMSDiscreteScheduler": "lms",
+    "SASolverScheduler": "sa_solver",
+    "UniPCMultistepScheduler": "uni_pc",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("schedule", ["linspace", "trailing", "karras", "exponential", "beta"])
+def test_reads_a_class_and_its_schedule(name: str, schedule: str) -> None:
+    spacing = {"timestep_spacing": schedule} if schedule == "trailing" else {}
+    flag = {f"use_{schedule}_sigmas": True} if schedule in ("karras", "exponential", "beta") else {}
+    config = SD15 | {"_class_name": name} | spacing | flag
+    path = SD_PATH if name in AT_FIRST_LEVEL else DiscretePath()
+    assert scheduler_config_from_diffusers(config) == ("eps", path, CLASSES[name], schedule)
+
+
+def test_a_file_of_ipndm_says_the_models_betas() -> None:
+    config = SD15 | {"_class_name": "IPNDMScheduler"}
+    assert scheduler_config_from_diffusers(config) == ("eps", DiscretePath(), "ipndm", "trailing")
+
+
+def test_every_class_is_one_of_theirs_with_its_fields_and_defaults() -> None:
+    """What a file may leave out is what the class takes it for."""
+    diffusers = pytest.importorskip("diffusers")
+    for name, fields in READ.items():
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        known = {key: p.default for key, p in parameters.items()}
+        ours = fields | FIXED[name]
+        if name == "IPNDMScheduler" or "args" in known:  # no levels of a model, or not installed
+            continue
+        for field, default in ours.items():
+            assert (field, default) == (field, known[field]), name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -127,6 +192,9 @@ def levels(config: dict[str, Any], steps: int) -> list[float]:
 
 def reference(config: dict[str, Any]) -> Any:
     diffusers = pytest.importorskip("diffusers")
+    needs = {"LMSDiscreteScheduler": "scipy", "DPMSolverSDEScheduler": "torchsde"}
+    if library := "scipy" if config.get("use_beta_sigmas") else needs.get(config["_class_name"]):
+        pytest.importorskip(library)
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
@@ -142,6 +210,14 @@ SAME_LEVELS = {
     "edm": PLAYGROUND | {"_class_name": "EDMEulerScheduler", "sigma_max": 120.0},
     "solver, trailing": SOLVER | {"timestep_spacing": "trailing"},
     "solver, first level": SOLVER | {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"},
+    "deis": SOLVER | {"_class_name": "DEISMultistepScheduler", "timestep_spacing": "trailing"},
+    "uni_pc": SOLVER | {"_class_name": "UniPCMultistepScheduler", "use_exponential_sigmas": True},
+    "sa_solver": SOLVER | {"_class_name": "SASolverScheduler", "timestep_spacing": "trailing"},
+    "lms": SDXL | {"_class_name": "LMSDiscreteScheduler"},
+    "lms, exponential": SDXL
+    | {"_class_name": "LMSDiscreteScheduler", "timestep_spacing": "linspace", "use_exponential_sigmas": True},
+    "lu": SOLVER | {"use_lu_lambdas": True},
+    "edm, exponential": PLAYGROUND | {"_class_name": "EDMEulerScheduler", "sigma_schedule": "exponential"},
     "solver, karras": SOLVER | {"use_karras_sigmas": True},
     "flow solver": FLOW_SOLVER | {"_class_name": "DPMSolverMultistepScheduler"},
 }
@@ -178,6 +254,11 @@ def test_levels_for_a_size_are_those_of_the_pipelines(tokens: int) -> None:
     np.testing.assert_allclose(ours, scheduler.sigmas.numpy(), rtol=1e-5)
 
 
+def ends(sampler: str) -> DiscretePath:
+    """A path that ends where diffusers' class of a sampler always does."""
+    return SD_PATH if sampler in ("deis", "sa_solver") else DiscretePath()
+
+
 SPECS = [
     ("eps", DiscretePath(), "ddim", "leading"),
     ("v", DiscretePath(zero_terminal_snr=True, final="first_level"), "ddim", "trailing"),
@@ -185,6 +266,19 @@ SPECS = [
     ("eps", DiscretePath(beta_schedule="linear", final="first_level"), "euler", "leading_0"),
     ("eps", DiscretePath(), "dpmpp_2m", "linspace"),
     ("flow", FlowPath(sigma_max=0.999), "dpmpp_2m", "flow"),
+    ("flow", FlowPath(sigma_max=0.999, shift=2.0), "uni_pc", "flow"),
+    ("flow", FlowPath(sigma_max=0.999), "deis", "flow"),
+    ("flow", FlowPath(sigma_max=0.999), "sa_solver", "flow"),
+    ("eps", DiscretePath(final="first_level"), "plms", "leading"),
+    ("v", DiscretePath(zero_terminal_snr=True), "ddpm", "trailing"),
+    ("v", DiscretePath(zero_terminal_snr=True), "euler_ancestral", "leading"),
+    ("eps", DiscretePath(), "lcm", "lcm"),
+    ("eps", DiscretePath(final="first_level"), "tcd", "lcm"),
+    ("eps", DiscretePath(), "dpmpp_2m_sde", "beta"),
+    ("v", DiscretePath(), "uni_pc", "exponential"),
+    ("x0", DiscretePath(), "heun", "karras"),
+    *(("eps", ends(sampler), sampler, "karras") for sampler in CLASSES.values()),
+    *(("v", ends(sampler), sampler, "trailing") for sampler in CLASSES.values()),
     ("flow", FlowPath(sigma_max=0.99, shift=3.1582, num_timesteps=100), "euler", "flow"),
 ]
 
@@ -214,10 +308,39 @@ def test_the_millionth_that_keeps_timesteps_whole_is_not_read_back() -> None:
     assert scheduler_config_from_diffusers(written)[1] == FlowPath(shift=3.0, sigma_max=0.999)
 
 
-def test_edm_there_and_back() -> None:
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+def test_edm_there_and_back(sampler: str, schedule: str) -> None:
     path = EDMPath(sigma_max=120.0)
-    written = in_file(scheduler_config_to_diffusers("edm", path, "dpmpp_2m", "karras"))
-    assert scheduler_config_from_diffusers(written) == ("edm", path, "dpmpp_2m", "karras")
+    written = in_file(scheduler_config_to_diffusers("edm", path, sampler, schedule))
+    assert scheduler_config_from_diffusers(written) == ("edm", path, sampler, schedule)
+
+
+WRITTEN_AS_SOLVER: list[tuple[Prediction, DiscretePath, str, str]] = [
+    ("v", DiscretePath(zero_terminal_snr=True), "lms", "trailing"),
+    ("x0", DiscretePath(), "plms", "leading"),
+    ("eps", DiscretePath(), "ddim", "karras"),
+    ("eps", DiscretePath(), "res_multistep", "karras"),
+]
+
+
+@pytest.mark.parametrize("spec", WRITTEN_AS_SOLVER)
+def test_where_a_class_cannot_hold_the_model_it_is_the_solver(
+    spec: tuple[Prediction, DiscretePath, str, str],
+) -> None:
+    written = in_file(scheduler_config_to_diffusers(*spec))
+    assert written["_class_name"] == "DPMSolverMultistepScheduler"
+    read = scheduler_config_from_diffusers(written)
+    assert (read[0], read[1], read[3]) == (spec[0], spec[1], spec[3])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_is_written_is_what_their_class_takes(spec: tuple[Prediction, NoisePath, str, str]) -> None:
+    written = in_file(scheduler_config_to_diffusers(*spec))
+    scheduler = reference(written)
+    assert {key: scheduler.config[key] for key in written if key[0] != "_"} == {
+        key: value for key, value in written.items() if key[0] != "_"
+    }
 
 
 def test_what_diffusers_has_no_scheduler_for() -> None:
@@ -234,13 +357,14 @@ UNSUPPORTED = [
     (SD15, "steps_offset", 3),
     (SD15, "timestep_spacing", "quadratic"),
     (SD15, "beta_start", "small"),
-    (SDXL, "use_exponential_sigmas", True),
+    (LCM, "original_inference_steps", 100),
+    (LCM, "timestep_scaling", 1.0),
     (SDXL, "timestep_type", "continuous"),
     (SDXL, "sigma_max", 700.0),
-    (SOLVER, "use_lu_lambdas", True),
+    (SOLVER, "use_dynamic_shifting", True),
     (FLOW_SOLVER, "prediction_type", "epsilon"),
     (FLOW_SOLVER, "use_dynamic_shifting", True),
-    (PLAYGROUND, "sigma_schedule", "exponential"),
+    (PLAYGROUND, "sigma_schedule", "linear"),
     (PLAYGROUND, "rho", 3.0),
     (PLAYGROUND, "prediction_type", "sample"),
     (DEV, "time_shift_type", "linear"),

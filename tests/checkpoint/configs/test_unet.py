@@ -211,7 +211,7 @@ def test_what_diffusers_cannot_hold(changes: dict[str, Any], message: str) -> No
         ("attention_head_dim", [1, 2]),
         ("transformer_layers_per_block", [[1, 1], [2, 2], [10, 10]]),
         ("resnet_time_scale_shift", "spatial"),
-        ("time_cond_proj_dim", 256),
+        ("timestep_post_act", "silu"),
         ("a_field_of_tomorrow", 1),
     ],
 )

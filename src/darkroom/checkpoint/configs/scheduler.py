@@ -4,6 +4,15 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from darkroom.checkpoint.configs.fields import Fields
+from darkroom.checkpoint.configs.scheduler_classes import (
+    AT_FIRST_LEVEL,
+    CLASSES,
+    FIXED,
+    READ,
+    SAMPLERS,
+    SOLVER,
+    STOCHASTIC_SOLVER,
+)
 from darkroom.checkpoint.prediction import EDM_PREDICTIONS, SCHEDULER_PREDICTIONS
 from darkroom.diffusion.denoiser import Prediction
 from darkroom.diffusion.path import DiscretePath, EDMPath, FlowPath, NoisePath, SizeShift
@@ -19,103 +28,28 @@ BETA_SCHEDULES: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
     "squaredcos_cap_v2": "cosine",
 }
 SPACINGS = ("leading", "linspace", "trailing")
-# The samplers of ours that are nearest to each class.
-SAMPLERS = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
-    "EDMEulerScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "EulerDiscreteScheduler": "euler",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "FlowMatchHeunDiscreteScheduler": "euler",
-    "LMSDiscreteScheduler": "euler",
-    "PNDMScheduler": "ddim",
-    "UniPCMultistepScheduler": "dpmpp_2m",
+# The flags of schedules that space sigma itself; Lu's are even in log sigma.
+CURVES = {
+    "use_karras_sigmas": "karras",
+    "use_lu_lambdas": "exponential",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
 }
-
-TRAINED: dict[str, Any] = {
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "beta_start": 0.0001,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "steps_offset": 0,
-    "timestep_spacing": "linspace",
-}
-LEADING = TRAINED | {"timestep_spacing": "leading"}
-ZERO_SNR = {"rescale_betas_zero_snr": False}
-KARRAS = {"use_karras_sigmas": False}
-ENDING = {"final_sigmas_type": "zero"}
-FLOW_SIGMAS = {"flow_shift": 1.0, "use_flow_sigmas": False}
-EDM: dict[str, Any] = {
-    "prediction_type": "epsilon",
-    "sigma_data": 0.5,
-    "sigma_max": 80.0,
-    "sigma_min": 0.002,
-}
-FLOW_MATCH: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
-SIZES: dict[str, Any] = {
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
-    "use_dynamic_shifting": False,
-}
-READ: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": LEADING | ZERO_SNR | {"set_alpha_to_one": True},
-    "DDPMScheduler": LEADING | ZERO_SNR,
-    "DPMSolverMultistepScheduler": TRAINED | ZERO_SNR | KARRAS | ENDING | FLOW_SIGMAS | {"solver_order": 2},
-    "EDMDPMSolverMultistepScheduler": EDM,
-    "EDMEulerScheduler": EDM,
-    "EulerAncestralDiscreteScheduler": TRAINED | ZERO_SNR,
-    "EulerDiscreteScheduler": TRAINED | ZERO_SNR | KARRAS | ENDING,
-    "FlowMatchEulerDiscreteScheduler": FLOW_MATCH | SIZES | KARRAS,
-    "FlowMatchHeunDiscreteScheduler": FLOW_MATCH,
-    "LMSDiscreteScheduler": TRAINED | KARRAS,
-    "PNDMScheduler": LEADING | {"set_alpha_to_one": False},
-    "UniPCMultistepScheduler": TRAINED | ZERO_SNR | KARRAS | ENDING | FLOW_SIGMAS,
-}
-
-OTHER_BETAS = {"trained_betas": None}
-OTHER_SIGMAS = {"use_beta_sigmas": False, "use_exponential_sigmas": False}
-OTHER_EDM = {"final_sigmas_type": "zero", "rho": 7.0, "sigma_schedule": "karras"}
-DYNAMIC = {"time_shift_type": "exponential"}
-FIXED: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": OTHER_BETAS,
-    "DDPMScheduler": OTHER_BETAS,
-    "DPMSolverMultistepScheduler": OTHER_BETAS
-    | OTHER_SIGMAS
-    | {"use_dynamic_shifting": False, "use_lu_lambdas": False},
-    "EDMDPMSolverMultistepScheduler": OTHER_EDM,
-    "EDMEulerScheduler": OTHER_EDM,
-    "EulerAncestralDiscreteScheduler": OTHER_BETAS,
-    "EulerDiscreteScheduler": OTHER_BETAS
-    | OTHER_SIGMAS
-    | {"sigma_max": None, "sigma_min": None, "timestep_type": "discrete"},
-    "FlowMatchEulerDiscreteScheduler": OTHER_SIGMAS
-    | DYNAMIC
-    | {"invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False},
-    "FlowMatchHeunDiscreteScheduler": {},
-    "LMSDiscreteScheduler": OTHER_BETAS | OTHER_SIGMAS,
-    "PNDMScheduler": OTHER_BETAS,
-    "UniPCMultistepScheduler": OTHER_BETAS
-    | OTHER_SIGMAS
-    | {"shift_terminal": None, "sigma_max": None, "sigma_min": None, "use_dynamic_shifting": False},
-}
+FLAGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+EDM_SCHEDULES = ("karras", "exponential")
 
 
 def scheduler_config_from_diffusers(config: Mapping[str, Any]) -> tuple[Prediction, NoisePath, str, str]:
     """Read what a network predicts, its path, and the sampler and schedule nearest to diffusers' scheduler.
 
-    Prediction and path are exact. Fields that only the class of sampler has (orders of solvers, clipping,
-    thresholds) are left out, and so are those of other classes, which files are full of. Levels evenly spaced
-    in the timestep are "leading" or, without an offset of 1, "leading_0"; solvers of higher order count
-    theirs by one more. A path of flow has "linspace" as SD 3's pipeline, or "flow" where the shift depends
-    on the size: FLUX's pipelines choose these levels also where it does not, as for schnell, which the config
-    can't say. Raises InputError for a scheduler that is not known, and naming a field that asks for a path or
-    a schedule that we don't have.
+    Prediction and path are exact. Fields that only the class of sampler has (higher orders of solvers,
+    clipping, thresholds) are left out, and so are those of other classes, which files are full of. Levels
+    evenly spaced in the timestep are "leading" or, without an offset of 1, "leading_0"; solvers of higher
+    order count theirs by one more; those of consistency models are "lcm". Curves in sigma span the path's
+    range, where some classes take that of the spacing beside them. A path of flow has "linspace" as
+    SD 3's pipeline, or "flow" where the shift depends on the size: FLUX's pipelines choose these levels also
+    where it does not, as for schnell, which the config can't say. Raises InputError for a scheduler that is
+    not known, and naming a field that asks for a path or a schedule that we don't have.
     """
     name = config.get("_class_name")
     if name not in READ:
@@ -128,7 +62,7 @@ def scheduler_config_from_diffusers(config: Mapping[str, Any]) -> tuple[Predicti
         open=True,
     )
     fields = kind.of(config)
-    sampler = "euler" if fields.get("solver_order") == 1 else SAMPLERS[name]
+    sampler = _sampler(name, fields)
     if "sigma_data" in fields:
         prediction, path, schedule = _edm(kind, fields)
     elif "shift" in fields:
@@ -143,41 +77,70 @@ def scheduler_config_from_diffusers(config: Mapping[str, Any]) -> tuple[Predicti
 def scheduler_config_to_diffusers(
     prediction: Prediction, path: NoisePath, sampler: str, schedule: str
 ) -> dict[str, Any]:
-    """Write the config of diffusers' scheduler for a path: DDIM where `sampler` is ddim, else DPM-Solver++.
+    """Write the config of diffusers' scheduler for a path and a sampler: of the class that is that sampler.
 
-    The solver is of second order, or of first order, which is Euler's method, where `sampler` is euler. With
-    flow_euler it is the scheduler of SD 3's and FLUX's pipelines instead, which start at pure noise whatever
-    the path's `sigma_max`. Raises InputError for a path or a prediction on it that diffusers' schedulers
-    don't have.
+    Where that class cannot hold the model, or there is none, it is DPM-Solver++'s: of second order, or of
+    first order, which is Euler's method, where `sampler` is euler. Some classes have one end whatever the
+    path's `final`. With flow_euler it is the scheduler of SD 3's and FLUX's pipelines instead, which
+    start at pure noise whatever the path's `sigma_max`. Raises InputError for a path or a prediction on it
+    that diffusers' schedulers don't have.
     """
     if isinstance(path, FlowPath) and prediction == "flow":
         return _flow_euler(path) if sampler == "flow_euler" else _flow_solver_to_diffusers(path, sampler)
     if isinstance(path, EDMPath) and prediction == "edm":
-        return _edm_to_diffusers(path)
+        return _edm_to_diffusers(path, sampler, schedule)
     names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if not isinstance(path, DiscretePath) or prediction not in names or sampler == "flow_euler":
         where = " for flow_euler" if sampler == "flow_euler" else ""
         raise InputError(
             f"diffusers has no scheduler{where} for prediction {prediction!r} on a {path.kind!r} path"
         )
+    name = _class(prediction, path, sampler, schedule)
+    fields = _fields(path, schedule) | {"prediction_type": names[prediction]}
+    held = {field: value for field, value in fields.items() if field in READ[name]}
+    if name == SOLVER:
+        return _solver(sampler) | held
+    return {"_class_name": name} | held | EXTRA.get(name, {})
+
+
+# Clipping is for pictures, not for latents, and PLMS has no other warm-up here.
+CLIPPING = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
+EXTRA: dict[str, dict[str, Any]] = {name: {"clip_sample": False} for name in CLIPPING}
+EXTRA["PNDMScheduler"] = {"skip_prk_steps": True}
+
+
+def _class(prediction: Prediction, path: DiscretePath, sampler: str, schedule: str) -> str:
+    """The class for a sampler, unless it cannot hold what the network predicts, its path or its schedule."""
+    name = CLASSES.get(sampler, SOLVER)
+    lacks = (
+        path.zero_terminal_snr and "rescale_betas_zero_snr" not in READ[name],
+        prediction == "x0" and name == "PNDMScheduler",
+        schedule in FLAGS and FLAGS[schedule] not in READ[name],
+    )
+    return SOLVER if any(lacks) else name
+
+
+def _fields(path: DiscretePath, schedule: str) -> dict[str, Any]:
+    """What a path and a schedule are in the fields of all classes; each holds some of them."""
     betas = {ours: theirs for theirs, ours in BETA_SCHEDULES.items()}
-    trained = {
+    spacings = {"leading": "leading", "leading_0": "leading", "trailing": "trailing", "lcm": "trailing"}
+    return {
         "beta_end": path.beta_end,
         "beta_schedule": betas[path.beta_schedule],
         "beta_start": path.beta_start,
+        "final_sigmas_type": "zero" if path.final == "zero" else "sigma_min",
         "num_train_timesteps": path.num_timesteps,
-        "prediction_type": names[prediction],
         "rescale_betas_zero_snr": path.zero_terminal_snr,
+        "set_alpha_to_one": path.final == "zero",
         "steps_offset": 0 if schedule == "leading_0" else 1,
-        "timestep_spacing": {"leading": "leading", "leading_0": "leading", "trailing": "trailing"}.get(
-            schedule, "linspace"
-        ),
-    }
-    if sampler != "ddim":
-        ending = {"final_sigmas_type": "zero" if path.final == "zero" else "sigma_min"}
-        return _dpm_solver(sampler) | trained | ending | {"use_karras_sigmas": schedule == "karras"}
-    ddim = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": path.final == "zero"}
-    return ddim | trained
+        "timestep_spacing": spacings.get(schedule, "linspace"),
+    } | {flag: schedule == curve for curve, flag in FLAGS.items()}
+
+
+def _sampler(name: str, fields: Mapping[str, Any]) -> str:
+    if name == SOLVER and fields["algorithm_type"] == STOCHASTIC_SOLVER:
+        return "euler_ancestral" if fields["solver_order"] == 1 else "dpmpp_2m_sde"
+    return "euler" if fields.get("solver_order") == 1 else SAMPLERS[name]
 
 
 def _discrete(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, DiscretePath, str]:
@@ -185,6 +148,7 @@ def _discrete(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, Disc
     if betas not in BETA_SCHEDULES:
         raise kind.unsupported("beta_schedule", betas, " or ".join(map(repr, BETA_SCHEDULES)))
     at_zero = fields.get("set_alpha_to_one", True) and fields.get("final_sigmas_type", "zero") == "zero"
+    at_zero = at_zero and not set(kind.classes) <= set(AT_FIRST_LEVEL)
     path = DiscretePath(
         beta_schedule=BETA_SCHEDULES[betas],
         beta_start=fields["beta_start"],
@@ -193,12 +157,13 @@ def _discrete(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, Disc
         zero_terminal_snr=bool(fields.get("rescale_betas_zero_snr", False)),
         final="zero" if at_zero else "first_level",
     )
-    return _prediction(kind, fields, PREDICTIONS), path, _schedule(kind, fields)
+    consistency = "original_inference_steps" in kind.fixed
+    return _prediction(kind, fields, PREDICTIONS), path, "lcm" if consistency else _schedule(kind, fields)
 
 
 def _schedule(kind: Fields, fields: Mapping[str, Any]) -> str:
-    if fields.get("use_karras_sigmas"):
-        return "karras"
+    if curve := _curve(fields):
+        return curve
     spacing, offset = fields["timestep_spacing"], fields["steps_offset"]
     if spacing not in SPACINGS:
         raise kind.unsupported("timestep_spacing", spacing, " or ".join(map(repr, SPACINGS)))
@@ -209,26 +174,35 @@ def _schedule(kind: Fields, fields: Mapping[str, Any]) -> str:
     return "leading" if offset else "leading_0"
 
 
+def _curve(fields: Mapping[str, Any]) -> str | None:
+    """The schedule in sigma that is asked for, if any."""
+    return next((name for flag, name in CURVES.items() if fields.get(flag)), None)
+
+
 def _edm(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, EDMPath, str]:
     low, high, data = (float(fields[name]) for name in ("sigma_min", "sigma_max", "sigma_data"))
     path = EDMPath(sigma_min=low, sigma_max=high, sigma_data=data)
-    return _prediction(kind, fields, EDM_PREDICTIONS), path, "karras"
+    schedule = fields["sigma_schedule"]
+    if schedule not in EDM_SCHEDULES:
+        raise kind.unsupported("sigma_schedule", schedule, " or ".join(map(repr, EDM_SCHEDULES)))
+    return _prediction(kind, fields, EDM_PREDICTIONS), path, schedule
 
 
-def _edm_to_diffusers(path: EDMPath) -> dict[str, Any]:
-    return {
-        "_class_name": "EDMDPMSolverMultistepScheduler",
+def _edm_to_diffusers(path: EDMPath, sampler: str, schedule: str) -> dict[str, Any]:
+    euler = {"_class_name": "EDMEulerScheduler"}
+    solver = {"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 2}
+    return (euler if sampler == "euler" else solver) | {
         "prediction_type": "epsilon",
         "sigma_data": path.sigma_data,
         "sigma_max": path.sigma_max,
         "sigma_min": path.sigma_min,
-        "solver_order": 2,
+        "sigma_schedule": schedule if schedule in EDM_SCHEDULES else "karras",
     }
 
 
 def _flow_match(fields: Mapping[str, Any]) -> tuple[Prediction, FlowPath, str]:
     count = fields["num_train_timesteps"]
-    schedule = "karras" if fields.get("use_karras_sigmas") else "linspace"
+    schedule = _curve(fields) or "linspace"
     if not fields.get("use_dynamic_shifting"):
         return "flow", FlowPath(num_timesteps=count, shift=float(fields["shift"])), schedule
     sizes = SizeShift(
@@ -251,7 +225,9 @@ def _flow_solver(kind: Fields, fields: Mapping[str, Any]) -> tuple[Prediction, F
 
 
 def _flow_solver_to_diffusers(path: FlowPath, sampler: str) -> dict[str, Any]:
-    return _dpm_solver(sampler) | {
+    name = CLASSES.get(sampler, SOLVER)
+    kept = "use_flow_sigmas" in READ[name] and name != SOLVER
+    return ({"_class_name": name} if kept else _solver(sampler) | {"final_sigmas_type": "zero"}) | {
         "flow_shift": path.shift * WHOLE_TIMESTEPS,
         "num_train_timesteps": path.num_timesteps,
         "prediction_type": "flow_prediction",
@@ -281,10 +257,10 @@ def _prediction(kind: Fields, fields: Mapping[str, Any], names: Mapping[str, str
     return cast(Prediction, names[name])
 
 
-def _dpm_solver(sampler: str) -> dict[str, Any]:
+def _solver(sampler: str) -> dict[str, Any]:
+    stochastic = sampler in ("dpmpp_2m_sde", "euler_ancestral")
     return {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "algorithm_type": "dpmsolver++",
-        "final_sigmas_type": "zero",
-        "solver_order": 1 if sampler in ("euler", "ddim") else 2,
+        "_class_name": SOLVER,
+        "algorithm_type": STOCHASTIC_SOLVER if stochastic else "dpmsolver++",
+        "solver_order": 1 if sampler in ("euler", "ddim", "euler_ancestral") else 2,
     }

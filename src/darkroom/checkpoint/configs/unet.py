@@ -40,6 +40,7 @@ CONDITIONAL = Fields(
         "out_channels": 4,
         "projection_class_embeddings_input_dim": None,
         "resnet_time_scale_shift": "default",
+        "time_cond_proj_dim": None,
         "transformer_layers_per_block": 1,
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         "use_linear_projection": False,
@@ -59,7 +60,6 @@ CONDITIONAL = Fields(
         "resnet_out_scale_factor": 1.0,
         "resnet_skip_time_act": False,
         "reverse_transformer_layers_per_block": None,
-        "time_cond_proj_dim": None,
         "time_embedding_act_fn": None,
         "timestep_post_act": None,
     },
@@ -158,6 +158,7 @@ def _conditional_from_diffusers(fields: Mapping[str, Any]) -> UNetConfig:
         context_dim=context_dim if mid_depth or any(attention) else None,
         linear_projection=bool(fields["use_linear_projection"]),
         pooled_dim=_pooled_dim(fields),
+        guidance_dim=fields["time_cond_proj_dim"],
     )
 
 
@@ -215,6 +216,7 @@ def _conditional_to_diffusers(config: UNetConfig, size_embedding_dim: int) -> di
         "down_block_types": down,
         "mid_block_type": "UNetMidBlock2DCrossAttn" if config.mid_depth else "UNetMidBlock2D",
         "only_cross_attention": [not has for has in config.self_attentions],
+        "time_cond_proj_dim": config.guidance_dim,
         "transformer_layers_per_block": _depths(config),
         "up_block_types": up,
         "use_linear_projection": config.linear_projection,
@@ -226,6 +228,8 @@ def _plain_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         raise _impossible("with `plain_attention` its `mid_depth` must be 1")
     if config.pooled_dim is not None:
         raise _impossible("with `plain_attention` its `pooled_dim` must be None")
+    if config.guidance_dim is not None:
+        raise _impossible("with `plain_attention` its `guidance_dim` must be None")
     resampling = "resnet" if config.resblock_updown else "conv"
     down, up = _block_types(config.attention_depth, "Attn", PLAIN_RESAMPLING[resampling])
     return {
