@@ -1,17 +1,19 @@
 """A network behind one contract: `denoiser(x, sigma, condition)` is its estimate of the clean latents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from darkroom.diffusion.path import DiscretePath, FlowPath, NoisePath
+from darkroom.diffusion.path import DiscretePath, FlowPath, Level, NoisePath
 from darkroom.errors import InputError, unknown
-from darkroom.nn.extra import Extra
+from darkroom.nn.extra import PER_CALL, Extra, Layer
 
 Prediction = Literal["eps", "v", "x0", "flow", "edm"]
+# One for all pictures, or (B,) float32 on their device.
+Levels = Tensor | float
 PREDICTIONS: tuple[Prediction, ...] = ("eps", "v", "x0", "flow", "edm")
 MIN_SNR_GAMMA = 5.0  # the paper's choice
 
@@ -32,21 +34,51 @@ class Condition:
         """The condition of pictures that have these rows (B,) of this one's."""
         extra = self.extra
         if extra is not None:
-            parts = {f.name: getattr(extra, f.name) for f in fields(Extra)}
-            extra = Extra(**{name: None if t is None else t[rows] for name, t in parts.items()})
+            extra = replace(extra, **{name: t[rows] for name, t in _tensors(extra).items()})
         context, beside = (None if t is None else t[rows] for t in (self.context, self.beside))
         return Condition(context, extra, beside)
 
+    def worsened(self, *, skip: tuple[int, ...], perturbed: tuple[Layer, ...]) -> "Condition":
+        """The same, for a network made worse on purpose; see `Extra`."""
+        return replace(self, extra=replace(self.extra or Extra(), skip=skip, perturbed=perturbed))
+
+    def joins(self, other: "Condition") -> bool:
+        """Whether one call of a network can serve both: all parts of one shape, but for the pictures' number.
+
+        What is said of a whole call must be the same.
+        """
+        return self._kind() == other._kind()
+
+    def _kind(self) -> tuple[Any, ...]:
+        extra = self.extra or Extra()
+        parts = {"context": self.context, "beside": self.beside} | _tensors(extra)
+        shapes = {name: t.shape[1:] for name, t in parts.items() if t is not None}
+        return shapes, *(getattr(extra, name) for name in PER_CALL)
+
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
-        """Several conditions as that of the joined batch; InputError if one has a part that another lacks."""
+        """Several conditions as that of the joined batch.
+
+        Raises InputError if one has a part that another lacks, or is for another network made worse.
+        """
         if len(conditions) == 1:
             return conditions[0]
         extras = [condition.extra or Extra() for condition in conditions]
         joined = {f.name: _cat(f.name, [getattr(extra, f.name) for extra in extras]) for f in fields(Extra)}
-        extra = Extra(**joined) if any(part is not None for part in joined.values()) else None
+        extra = Extra(**joined) if any(condition.extra for condition in conditions) else None
         context, beside = (_cat(n, [getattr(c, n) for c in conditions]) for n in ("context", "beside"))
         return Condition(context, extra, beside)
+
+
+class Estimator(Protocol):
+    """What stands in for a `Denoiser`: what guidance calls, and the space that its network answers in."""
+
+    path: NoisePath
+    prediction: Prediction
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """The clean latents (B, C, h, w), in x's dtype, estimated from x at levels `sigma` (B,) float32."""
+        ...
 
 
 class Denoiser:
@@ -61,24 +93,37 @@ class Denoiser:
 
     def __init__(self, network: nn.Module, path: NoisePath, prediction: Prediction) -> None:
         check_prediction(path, prediction)
-        self.network, self.path, self.prediction = network, path, prediction
+        self.network, self.path = network, path
+        self.prediction: Prediction = prediction
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """The clean latents (B, C, h, w), in x's dtype, estimated from x at levels `sigma` (B,) float32."""
-        level = expand(sigma, x)
-        net_x = (x * self.path.input_scale(level)).to(_dtype(self.network, x))
+    def __call__(self, x: Tensor, sigma: Levels, cond: Condition) -> Tensor:
+        """The clean latents (B, C, h, w), in x's dtype, estimated from x at levels `sigma`.
+
+        One level for all pictures is cheaper: what depends on it is then computed on the host, in float64.
+        """
+        scale = self.path.input_scale(expand(sigma, x))
+        net_x = (x if isinstance(scale, float) and scale == 1 else x * scale).to(_dtype(self.network, x))
         if cond.beside is not None:
             net_x = torch.cat([net_x, cond.beside.to(net_x.dtype)], dim=1)
         context = None if cond.context is None else cond.context.to(net_x.dtype)
-        output = self.network(net_x, self.path.timestep_from_sigma(sigma), context, extra=cond.extra)
+        output = self.network(net_x, self._timestep(sigma, x), context, extra=cond.extra)
         # Networks that learned a variance too have it in channels behind these.
         return self.from_output(x, output[:, : x.shape[1]], sigma)
 
-    def from_output(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+    def from_output(self, x: Tensor, output: Tensor, sigma: Levels) -> Tensor:
         """The clean latents that a network's output means, in x's dtype: c_skip * x + c_out * output."""
+        if self.prediction == "x0":
+            return output.to(x.dtype)
         level = expand(sigma, x)
-        out = self._output_factor(level) * output
-        return (out if self.prediction == "x0" else self._skip_factor(level) * x + out).to(x.dtype)
+        skip, out = skip_factor(self, level), output_factor(self, level)
+        if isinstance(skip, Tensor):
+            return (skip * x + out * output).to(x.dtype)
+        return torch.add(x if skip == 1 else x * skip, output, alpha=out).to(x.dtype)
+
+    def to_output(self, x: Tensor, denoised: Tensor, sigma: Levels) -> Tensor:
+        """The inverse of `from_output`: the output that means these clean latents, if sigma is not 0."""
+        level = expand(sigma, x)
+        return (denoised - skip_factor(self, level) * x) / output_factor(self, level)
 
     def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The noisy latents alpha * x0 + sigma * noise at levels `sigma` (B,)."""
@@ -115,28 +160,41 @@ class Denoiser:
             raise unknown("loss weight", kind, ("uniform", "min_snr"))
         data = self.path.sigma_data
         snr = (self.path.alpha(sigma) * data / sigma) ** 2
-        return snr.clamp(max=MIN_SNR_GAMMA) * (self._output_factor(sigma) / data) ** 2
+        return snr.clamp(max=MIN_SNR_GAMMA) * (output_factor(self, sigma) / data) ** 2
 
-    def _output_factor(self, sigma: Tensor) -> Tensor:
-        """c_out: how much the estimate of x0 changes with the network's output."""
-        if self.prediction == "x0":
-            return torch.ones_like(sigma)
-        if self.prediction == "eps":
-            return -sigma / self.path.alpha(sigma)
-        if self.prediction == "flow":
-            return -sigma / (self.path.alpha(sigma) + sigma)
-        data = self.path.sigma_data
-        factor = sigma * data * (sigma**2 + data**2) ** -0.5
-        return -factor if self.prediction == "v" else factor
+    def _timestep(self, sigma: Levels, x: Tensor) -> Tensor:
+        """The network's name (B,) for the levels."""
+        if isinstance(sigma, Tensor):
+            return self.path.timestep_from_sigma(sigma)
+        timestep = self.path.timestep_from_sigma(sigma)
+        return torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
 
-    def _skip_factor(self, sigma: Tensor) -> Tensor:
-        """c_skip: how much of the noisy latents goes straight into the estimate of x0."""
-        if self.prediction == "eps":
-            return 1 / self.path.alpha(sigma)
-        if self.prediction == "flow":
-            return 1 / (self.path.alpha(sigma) + sigma)
-        data = self.path.sigma_data**2
-        return data / (sigma**2 + data)
+
+def output_factor(denoiser: Estimator, sigma: Level) -> Level:
+    """c_out: how much a denoiser's estimate of x0 changes with its network's output."""
+    path, prediction = denoiser.path, denoiser.prediction
+    if prediction == "x0":
+        return sigma * 0 + 1
+    if prediction == "eps":
+        return -sigma / path.alpha(sigma)
+    if prediction == "flow":
+        return -sigma / (path.alpha(sigma) + sigma)
+    data = path.sigma_data
+    root: Any = (sigma**2 + data**2) ** -0.5
+    return -sigma * data * root if prediction == "v" else sigma * data * root
+
+
+def skip_factor(denoiser: Estimator, sigma: Level) -> Level:
+    """c_skip: how much of the noisy latents goes straight into a denoiser's estimate of x0."""
+    path, prediction = denoiser.path, denoiser.prediction
+    if prediction == "x0":
+        return sigma * 0
+    if prediction == "eps":
+        return 1 / path.alpha(sigma)
+    if prediction == "flow":
+        return 1 / (path.alpha(sigma) + sigma)
+    data = path.sigma_data**2
+    return data / (sigma**2 + data)
 
 
 def check_prediction(path: NoisePath, prediction: Prediction) -> None:
@@ -154,8 +212,10 @@ def check_prediction(path: NoisePath, prediction: Prediction) -> None:
         )
 
 
-def expand(sigma: Tensor, like: Tensor) -> Tensor:
-    """Per-picture values (B,) as (B, 1, 1, 1), or whatever broadcasts over `like`."""
+def expand(sigma: Levels, like: Tensor) -> Any:
+    """Per-picture values (B,) as (B, 1, 1, 1), or whatever broadcasts over `like`; one for all as it is."""
+    if not isinstance(sigma, Tensor):
+        return sigma
     return sigma.reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -164,7 +224,17 @@ def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
     return next(network.parameters(), x).dtype
 
 
-def _cat(name: str, parts: list[Tensor | None]) -> Tensor | None:
+def _tensors(extra: Extra) -> dict[str, Tensor]:
+    """The fields that have a row for each picture, where given."""
+    names = (f.name for f in fields(Extra) if f.name not in PER_CALL)
+    return {name: t for name in names if (t := getattr(extra, name)) is not None}
+
+
+def _cat(name: str, parts: list[Any]) -> Any:
+    if name in PER_CALL:
+        if any(part != parts[0] for part in parts):
+            raise InputError(f"cannot join conditions: they differ in {name!r}, which is for all of a call")
+        return parts[0]
     present = [part for part in parts if part is not None]
     if not present:
         return None

@@ -24,7 +24,7 @@ from darkroom.nn.dit_layers import (
     plain_norm,
     sincos_positions,
 )
-from darkroom.nn.extra import Extra, check_context
+from darkroom.nn.extra import PER_CALL, Extra, check_context
 from darkroom.nn.layers import timestep_embedding
 
 # What starts at zero, and what starts small.
@@ -127,7 +127,10 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
         self.q_norm, self.k_norm = _head_norms(config)
 
-    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, *, alone: bool = False) -> Tensor:
+        """`alone` lets each patch see itself only, so that it finds its own value."""
+        if alone:
+            return self.proj(self.qkv(x).chunk(3, dim=-1)[2])
         q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b l h d", three=3, h=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -171,11 +174,12 @@ class DiTBlock(nn.Module):
         self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditioning, *, alone: bool = False) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
             cond.vector
         )[:, None].chunk(6, dim=-1)  # (B, 1, D) each
-        x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn), cond.rotation)
+        h = modulate(self.norm1(x), shift_attn, scale_attn)
+        x = x + gate_attn * self.attn(h, cond.rotation, alone=alone)
         if cond.context is not None:
             x = x + self.cross_attn(x, cond.context, cond.mask)
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
@@ -212,18 +216,25 @@ class DiT(nn.Module):
 
         Shapes: `x` (B, in_channels, h, w) whose sides divide by the patch size, `timestep` (B,) on the 0..999
         scale, `context` (B, L, context_dim) or None, result (B, out_channels, h, w). Raises InputError where
-        the sides don't divide, a condition that the network was built for is missing, or one is given that it
-        was not built for.
+        the sides don't divide, a condition that the network was built for is missing, or one or a layer is
+        given that it does not have.
         """
         rows, columns = patch_grid(x, self.config.patch_size)
-        cond = self.conditioning(x, timestep, context, extra or Extra())
+        extra = extra or Extra()
+        cond = self.conditioning(x, timestep, context, extra)
         h = self.x_embedder(x)  # (B, N, D)
         if self.config.positions == "sincos":
             h = h + self.fixed_positions(rows, columns).to(h)
-        for block in self.blocks:
-            h = block(h, cond)  # (B, N, D)
+        for number, block in enumerate(self.blocks):
+            if number not in extra.skip:
+                h = block(h, cond, alone=number in extra.perturbed)  # (B, N, D)
         h = self.final_layer(h, cond.vector)  # (B, N, p·p·C)
         return self.unpatchified(h, rows)  # (B, out_channels, h, w)
+
+    @property
+    def layers(self) -> range:
+        """What `Extra.skip` and `Extra.perturbed` may name."""
+        return range(self.config.depth)
 
     def unpatchified(self, h: Tensor, rows: int) -> Tensor:
         """The pixels of patches (B, N, p·p·C) in so many rows, as a picture (B, C, h, w)."""
@@ -241,7 +252,8 @@ class DiT(nn.Module):
         config, mask = self.config, extra.context_mask
         wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
         needed = {name for name, built_for in wanted.items() if built_for is not None}
-        extra.check("DiT", needed, {"context_mask"})
+        extra.check("DiT", needed, {"context_mask", *PER_CALL})
+        extra.check_layers("DiT", self.layers)
         check_context("DiT", context, mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         frequencies = shifted_embedding(timestep, config.frequency_shift).to(x.dtype)

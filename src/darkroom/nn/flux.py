@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from darkroom.errors import InputError, require_positive
-from darkroom.nn.attention import attention
+from darkroom.nn.attention import alone_mask, attention
 from darkroom.nn.dit_layers import (
     FREQUENCIES,
     MAX_PERIOD,
@@ -20,7 +20,7 @@ from darkroom.nn.dit_layers import (
     patch_grid,
     plain_norm,
 )
-from darkroom.nn.extra import Extra, check_context
+from darkroom.nn.extra import PER_CALL, Extra, check_context
 from darkroom.nn.layers import timestep_embedding
 
 PATCH = 2
@@ -152,14 +152,16 @@ class DoubleBlock(nn.Module):
         self.img_attn, self.txt_attn = Heads(config), Heads(config)
         self.img_mlp, self.txt_mlp = _mlp(width), _mlp(width)
 
-    def forward(self, img: Tensor, txt: Tensor, vector: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, img: Tensor, txt: Tensor, vector: Tensor, rotation: Rotation, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         img_mod, txt_mod = self.img_mod(vector), self.txt_mod(vector)
         parts = (
             self.txt_attn(modulate(self.norm(txt), *txt_mod[:2])),
             self.img_attn(modulate(self.norm(img), *img_mod[:2])),
         )
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))  # (B, L + N, H, d)
-        attended = rotated_attention(q, k, v, rotation)  # (B, L + N, D)
+        attended = rotated_attention(q, k, v, rotation, mask)  # (B, L + N, D)
         length = txt.shape[1]
         img = self._finished(img, self.img_attn.proj(attended[:, length:]), img_mod[2:], self.img_mlp)
         txt = self._finished(txt, self.txt_attn.proj(attended[:, :length]), txt_mod[2:], self.txt_mlp)
@@ -184,11 +186,11 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(config.head_width)
         self.linear2 = nn.Linear(width + MLP_RATIO * width, width)
 
-    def forward(self, x: Tensor, vector: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
         shift, scale, gate = self.modulation(vector)
         qkv, h = self.linear1(modulate(self.pre_norm(x), shift, scale)).split(self.sizes, dim=-1)
         q, k, v = self.norm(qkv, self.num_heads)
-        attended = rotated_attention(q, k, v, rotation)
+        attended = rotated_attention(q, k, v, rotation, mask)
         return x + gate * self.linear2(torch.cat([attended, F.gelu(h, approximate="tanh")], dim=-1))
 
 
@@ -228,7 +230,7 @@ class Flux(nn.Module):
         Shapes: `x` (B, in_channels, h, w) with even sides, `timestep` (B,) on the 0..1000 scale, `context`
         (B, L, context_dim), `extra.pooled` (B, pooled_dim), `extra.guidance` (B,), `extra.reference`
         (B, in_channels, h', w'), result (B, out_channels, h, w). Raises InputError where a side is odd, a
-        condition is missing, or one is given that the network was not built for.
+        condition is missing, or one or a layer is given that the network does not have.
         """
         extra = extra or Extra()
         check_context("FLUX network", context, None, self.config.context_dim)
@@ -241,20 +243,29 @@ class Flux(nn.Module):
         )
         img = self.img_in(torch.cat([pack(picture) for picture in pictures], dim=1))  # (B, N, D)
         txt = self.txt_in(context)  # (B, L, D)
-        for block in self.double_blocks:
-            img, txt = block(img, txt, vector, rotation)
+        mask = alone_mask(txt.shape[1], img.shape[1], img.device) if extra.perturbed else None
+        masks = {number: mask for number in extra.perturbed}
+        for number, block in enumerate(self.double_blocks):
+            if number not in extra.skip:
+                img, txt = block(img, txt, vector, rotation, masks.get(number))
         h = torch.cat([txt, img], dim=1)  # (B, L + N, D)
-        for block in self.single_blocks:
-            h = block(h, vector, rotation)
+        for number, block in enumerate(self.single_blocks, start=len(self.double_blocks)):
+            if number not in extra.skip:
+                h = block(h, vector, rotation, masks.get(number))
         start = txt.shape[1]
         h = self.final_layer(h[:, start : start + rows * columns], vector)  # (B, h·w / 4, 4·C)
         return unpack(h, rows)
 
+    @property
+    def layers(self) -> range:
+        """What `Extra.skip` and `Extra.perturbed` may name: double-stream blocks, then single-stream ones."""
+        return range(self.config.double_blocks + self.config.single_blocks)
+
     def vector(self, x: Tensor, timestep: Tensor, extra: Extra) -> Tensor:
         """What every block is told, (B, D); raises InputError as `forward` does."""
-        extra.check(
-            "FLUX network", {"pooled", "guidance"} if self.config.guidance else {"pooled"}, {"reference"}
-        )
+        needed = {"pooled", "guidance"} if self.config.guidance else {"pooled"}
+        extra.check("FLUX network", needed, {"reference", *PER_CALL})
+        extra.check_layers("FLUX network", self.layers)
         assert extra.pooled is not None
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         vector = self.time_in(timestep_embedding(timestep, FREQUENCIES).to(x.dtype))
@@ -310,14 +321,16 @@ def rotate_pairs(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.stack([half.to(x.dtype) for half in turned], dim=-1).flatten(-2)
 
 
-def rotated_attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation) -> Tensor:
+def rotated_attention(
+    q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, mask: Tensor | None = None
+) -> Tensor:
     """Attention of q, k, v (B, L, H, d), q and k rotated by their places: (B, L, H·d)."""
     num_heads = q.shape[2]
     q, k, v = (
         rearrange(t, "b l h d -> b l (h d)")
         for t in (rotate_pairs(q, rotation), rotate_pairs(k, rotation), v)
     )
-    return attention(q, k, v, num_heads)
+    return attention(q, k, v, num_heads, mask)
 
 
 def _mlp(width: int) -> nn.Sequential:

@@ -110,14 +110,21 @@ class SpatialAttention(nn.Module):
 
 
 class MLPEmbedding(nn.Module):
-    """Linear, SiLU, Linear: what turns a sinusoidal or given vector into a conditioning vector."""
+    """Linear, SiLU, Linear: what turns a sinusoidal or given vector into a conditioning vector.
 
-    def __init__(self, in_dim: int, dim: int) -> None:
+    With `cond_dim` another vector of that width is projected and added to the first one before.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, cond_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, dim)
         self.linear_2 = nn.Linear(dim, dim)
+        if cond_dim is not None:
+            self.cond_proj = nn.Linear(cond_dim, in_dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            x = x + self.cond_proj(cond)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

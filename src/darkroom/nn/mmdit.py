@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from darkroom.errors import InputError, require_positive
-from darkroom.nn.attention import attention
+from darkroom.nn.attention import alone_mask, attention
 from darkroom.nn.dit_layers import (
     FREQUENCIES,
     MLP,
@@ -23,7 +23,7 @@ from darkroom.nn.dit_layers import (
     plain_norm,
     stored_positions,
 )
-from darkroom.nn.extra import Extra, check_context
+from darkroom.nn.extra import PER_CALL, Extra, check_context
 from darkroom.nn.layers import timestep_embedding
 
 HEAD_WIDTH = 64  # of every published model
@@ -124,18 +124,20 @@ class StreamBlock(nn.Module):
         """Shift, scale and gate (B, 1, D) of the attention, the feed-forward and the second attention."""
         return self.adaLN_modulation(vector)[:, None].chunk(self.chunks, dim=-1)
 
-    def finished(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+    def finished(
+        self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...], *, alone: bool = False
+    ) -> Tensor:
         """The stream after attention, whose result (B, L, D) is `attended`, and feed-forward."""
         gate, shift_mlp, scale_mlp, gate_mlp = modulation[2:6]
         h = x + gate * self.attn.proj(attended)
         if self.chunks == 9:
-            h = h + modulation[8] * self.self_attended(x, *modulation[6:8])
+            h = h + modulation[8] * self.self_attended(x, *modulation[6:8], alone=alone)
         return h + gate_mlp * self.mlp(modulate(self.norm2(h), shift_mlp, scale_mlp))
 
-    def self_attended(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """What the second attention finds (B, L, D)."""
+    def self_attended(self, x: Tensor, shift: Tensor, scale: Tensor, *, alone: bool) -> Tensor:
+        """What the second attention finds (B, L, D); `alone` lets each token see itself only."""
         q, k, v = self.attn2(modulate(self.norm1(x), shift, scale))
-        return self.attn2.proj(attention(q, k, v, self.attn2.num_heads))
+        return self.attn2.proj(v if alone else attention(q, k, v, self.attn2.num_heads))
 
 
 class JointBlock(nn.Module):
@@ -147,7 +149,10 @@ class JointBlock(nn.Module):
         self.context_block = StreamBlock(config, last=last)
         self.x_block = StreamBlock(config, dual=dual)
 
-    def forward(self, context: Tensor, x: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, context: Tensor, x: Tensor, vector: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`mask` is given where the picture's tokens are not to see each other."""
         streams = ((self.context_block, context), (self.x_block, x))
         modulations = [block.modulation(vector) for block, _ in streams]
         parts = [
@@ -155,9 +160,9 @@ class JointBlock(nn.Module):
             for (block, h), m in zip(streams, modulations, strict=True)
         ]
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))  # (B, L + N, D)
-        attended = attention(q, k, v, self.num_heads)
+        attended = attention(q, k, v, self.num_heads, mask)
         length = context.shape[1]
-        x = self.x_block.finished(x, attended[:, length:], modulations[1])
+        x = self.x_block.finished(x, attended[:, length:], modulations[1], alone=mask is not None)
         if not self.last:
             context = self.context_block.finished(context, attended[:, :length], modulations[0])
         return context, x
@@ -197,11 +202,12 @@ class MMDiT(nn.Module):
         Shapes: `x` (B, in_channels, h, w) whose sides divide by the patch size, `timestep` (B,), 0..1000,
         `context` (B, L, context_dim), `extra.pooled` (B, pooled_dim), result (B, out_channels, h, w). Raises
         InputError where the sides don't divide or are larger than the table of positions, a condition is
-        missing, or one is given that the network was not built for.
+        missing, or one or a layer is given that the network does not have.
         """
         extra, patch = extra or Extra(), self.config.patch_size
         check_context("MM-DiT", context, None, self.config.context_dim)
-        extra.check("MM-DiT", {"pooled"})
+        extra.check("MM-DiT", {"pooled"}, PER_CALL)
+        extra.check_layers("MM-DiT", self.layers)
         assert context is not None and extra.pooled is not None
         rows, columns = patch_grid(x, patch)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
@@ -209,10 +215,17 @@ class MMDiT(nn.Module):
         vector = vector + self.y_embedder(extra.pooled.to(x.dtype))  # (B, D)
         h = self.x_embedder(x) + self.cropped_positions(rows, columns).to(x.dtype)  # (B, N, D)
         text = self.context_embedder(context)  # (B, L, D)
-        for block in self.joint_blocks:
-            text, h = block(text, h, vector)
+        mask = alone_mask(text.shape[1], h.shape[1], h.device) if extra.perturbed else None
+        for number, block in enumerate(self.joint_blocks):
+            if number not in extra.skip:
+                text, h = block(text, h, vector, mask if number in extra.perturbed else None)
         h = self.final_layer(h, vector)  # (B, N, p·p·C)
         return rearrange(h, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=patch, q=patch)
+
+    @property
+    def layers(self) -> range:
+        """What `Extra.skip` and `Extra.perturbed` may name."""
+        return range(self.config.depth)
 
     def cropped_positions(self, rows: int, columns: int) -> Tensor:
         """The middle of the stored table, (1, rows · columns, D); InputError if it is not large enough."""

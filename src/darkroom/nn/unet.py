@@ -1,5 +1,6 @@
 """The U-Net of latent diffusion (Rombach et al. 2022): the paper's models, and SD 1, 2 and XL."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -20,7 +21,7 @@ from darkroom.nn.layers import (
     halve,
     timestep_embedding,
 )
-from darkroom.nn.transformer import SpatialTransformer
+from darkroom.nn.transformer import SpatialTransformer, TransformerBlock
 
 EPS = 1e-5
 
@@ -33,7 +34,7 @@ class UNetConfig:
     `mid_depth` those of the middle, which has the last level's width and heads; with 0 the middle is a single
     residual block. `self_attention` (None: at every level) may be switched off where positions are many.
     `context_dim` None leaves self-attention alone. `pooled_dim` is the width of `Extra.pooled`, `num_classes`
-    the number of class labels.
+    the number of class labels, `guidance_dim` how wide a network that is told the guidance scale embeds it.
 
     The paper's models without a context have, with `plain_attention`, one self-attention where others have
     transformers (their depths are then 0 or 1). `scale_shift_norm` lets the time scale and shift what norms
@@ -55,6 +56,7 @@ class UNetConfig:
     groups: int = 32
     pooled_dim: int | None = None
     num_classes: int | None = None
+    guidance_dim: int | None = None
     plain_attention: bool = False
     scale_shift_norm: bool = False
     resblock_updown: bool = False
@@ -135,17 +137,53 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What every block is told: `time` (B, time_dim), `context` (B, L, D), `mask` (B, 1, 1, L)."""
+    """What every block is told: `time` (B, time_dim), `context` (B, L, D), `mask` (B, 1, 1, L).
+
+    In the attentions of `alone`, places of the picture see no other one.
+    """
 
     time: Tensor
     context: Tensor | None
     mask: Tensor | None
+    alone: tuple[nn.Module, ...] = ()
 
 
 def attend(attention: nn.Module, x: Tensor, cond: Conditioning) -> Tensor:
     """Through a transformer, which may read the context, or a plain attention, which has none."""
+    if any(attention is module for module in cond.alone):
+        return attend_alone(attention, x, cond)
     plain = isinstance(attention, SpatialAttention)
     return attention(x) if plain else attention(x, cond.context, cond.mask)
+
+
+def attend_alone(attention: nn.Module, x: Tensor, cond: Conditioning) -> Tensor:
+    """The same where each place finds its own value in place of all others' (Ahn et al. 2024)."""
+    if isinstance(attention, SpatialAttention):
+        h = rearrange(attention.group_norm(x), "b c h w -> b (h w) c")
+        h = attention.to_out[0](attention.to_v(h))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+    assert isinstance(attention, SpatialTransformer)
+    h = attention._to_sequence(attention.norm(x))  # (B, h·w, C)
+    for block in attention.transformer_blocks:
+        assert isinstance(block, TransformerBlock)
+        h = transform_alone(block, h, cond)
+    return x + attention._to_picture(h, x.shape[2])
+
+
+def transform_alone(block: TransformerBlock, h: Tensor, cond: Conditioning) -> Tensor:
+    """A transformer block on (B, h·w, C) whose self-attention sees each place itself only."""
+    h = h + block.attn1.to_out[0](block.attn1.to_v(block.norm1(h)))
+    if block.cross_attention:
+        h = h + block.attn2(block.norm2(h), cond.context, cond.mask)
+    return h + block.ff(block.norm3(h))
+
+
+def attends_to_itself(attention: nn.Module) -> bool:
+    """Whether an attention has a self-attention, and not the context's in its place."""
+    if not isinstance(attention, SpatialTransformer):
+        return True
+    first = attention.transformer_blocks[0]
+    return isinstance(first, TransformerBlock) and first.self_attention
 
 
 class Level(nn.Module):
@@ -243,7 +281,7 @@ class UNet(nn.Module):
         self.config = config
         channels, time_dim = config.channels, config.time_dim
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = MLPEmbedding(channels[0], time_dim)
+        self.time_embedding = MLPEmbedding(channels[0], time_dim, cond_dim=config.guidance_dim)
         if config.num_classes is not None:
             self.class_embedding = nn.Embedding(config.num_classes, time_dim)
         if config.pooled_dim is not None:
@@ -277,21 +315,51 @@ class UNet(nn.Module):
     def conditioning(self, x: Tensor, timestep: Tensor, context: Tensor | None, extra: Extra) -> Conditioning:
         """What the blocks are told beside the noisy latents `x`; raises InputError as `forward` does."""
         config = self.config
-        wanted = {"pooled": config.pooled_dim, "class_labels": config.num_classes}
+        wanted = {
+            "pooled": config.pooled_dim,
+            "class_labels": config.num_classes,
+            "guidance": config.guidance_dim,
+        }
         needed = {name for name, built_for in wanted.items() if built_for is not None}
-        extra.check("U-Net", needed, {"context_mask"})
+        extra.check("U-Net", needed, {"context_mask", "perturbed"})
+        if extra.perturbed:
+            extra.check_layers("U-Net", self.layers)
         check_context("U-Net", context, extra.context_mask, config.context_dim)
         # Float32 until here: bfloat16 can't tell neighbouring timesteps apart.
         time = self.time_embedding(
-            timestep_embedding(timestep, config.channels[0]).to(x.dtype)
+            timestep_embedding(timestep, config.channels[0]).to(x.dtype), self._guidance(x, extra.guidance)
         )  # (B, time_dim)
         if extra.class_labels is not None:
             time = time + self.class_embedding(extra.class_labels)
         if extra.pooled is not None:
             time = time + self.add_embedding(extra.pooled.to(x.dtype))
-        if extra.context_mask is None:
-            return Conditioning(time, context, None)
-        return Conditioning(time, context, extra.context_mask[:, None, None, :])
+        mask = None if extra.context_mask is None else extra.context_mask[:, None, None, :]
+        alone = [a for name in extra.perturbed for a in self.self_attentions()[str(name)]]
+        return Conditioning(time, context, mask, tuple(alone))
+
+    def _guidance(self, x: Tensor, scale: Tensor | None) -> Tensor | None:
+        """The embedded guidance scale (B, guidance_dim), where the network is told it."""
+        dim = self.config.guidance_dim
+        return None if scale is None or dim is None else guidance_embedding(scale, dim).to(x.dtype)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What `Extra.perturbed` may name."""
+        return tuple(self.self_attentions())
+
+    def self_attentions(self) -> dict[str, list[nn.Module]]:
+        """The self-attentions by their names: those of each block of the U-Net together, and one by one."""
+        blocks: dict[str, nn.Module] = {"mid": self.mid_block}
+        blocks |= {f"down.{number}": level for number, level in enumerate(self.down_blocks)}
+        blocks |= {f"up.{number}": level for number, level in enumerate(self.up_blocks)}
+        named: dict[str, list[nn.Module]] = {}
+        for name, block in blocks.items():
+            attentions: nn.ModuleList = block.attentions  # pyright: ignore[reportAssignmentType]
+            found = {n: a for n, a in enumerate(attentions) if attends_to_itself(a)}
+            if found:
+                named[name] = list(found.values())
+                named |= {f"{name}.{number}": [attention] for number, attention in found.items()}
+        return named
 
 
 def zero_output_layers(unet: UNet) -> None:
@@ -321,6 +389,18 @@ def size_embedding(ids: Tensor, dim: int = 256) -> Tensor:
     pooled text followed by this.
     """
     return rearrange(timestep_embedding(ids.flatten(), dim), "(b n) d -> b (n d)", b=ids.shape[0])
+
+
+def guidance_embedding(scale: Tensor, dim: int = 256) -> Tensor:
+    """Embed guidance scales (B,), 1 for none, as (B, dim): sines, then cosines, in float32.
+
+    What latent consistency models are told (Luo et al. 2023, section 4.2): w = scale - 1 a thousandfold, as
+    the transformers' positions of Vaswani et al. 2017, whose frequencies end at 1/10000.
+    """
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=scale.device) / (half - 1)
+    angles = (scale.float()[:, None] - 1) * 1000 * torch.exp(-math.log(10_000) * exponent)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, dim % 2))
 
 
 def _up_levels(config: UNetConfig) -> list[UpLevel]:
