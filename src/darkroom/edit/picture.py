@@ -1,0 +1,125 @@
+"""Editing one picture in one call: masks, larger canvases, enlarging, and the way back through its noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+import torch
+from PIL import Image
+
+from darkroom.edit.hires import resized
+from darkroom.edit.inversion import invert
+from darkroom.edit.outpaint import Margins, canvas
+from darkroom.errors import InputError
+from darkroom.images import to_pil, to_rgb, to_tensor
+from darkroom.inputs import ENLARGING
+from darkroom.options import Options
+
+if TYPE_CHECKING:
+    from darkroom.pipeline import Pipeline, Result
+    from darkroom.progress import Progress
+
+ENLARGED_STRENGTH = 0.3  # how far an enlarged picture is drawn anew: detail, not content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What is done to a picture, beside drawing it anew by a prompt.
+
+    `mask` is white where to paint. `outpaint` makes the canvas larger. `upscale` enlarges first: a factor, by
+    which the picture is stretched, or the file of a learned upscaler. `source` says what the picture shows:
+    it is then led back to its noise by that, and drawn from there. Raises InputError for a source with a mask
+    or a larger canvas, for both a mask and a larger canvas, and for a factor that is not above 1.
+    """
+
+    mask: Image.Image | None = None
+    outpaint: Margins | None = None
+    upscale: float | Path | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.outpaint is not None and (self.mask is not None or self.source is not None):
+            raise InputError(
+                "outpaint makes a mask of its own, around the picture: leave mask and source out"
+            )
+        if self.mask is not None and (self.source is not None or self.upscale is not None):
+            raise InputError("mask is for painting in the picture as it is: leave source and upscale out")
+        if isinstance(self.upscale, int | float) and not self.upscale > 1:
+            raise InputError(f"upscale must be above 1, or a file, not {self.upscale}")
+
+
+def edit_picture(
+    pipe: "Pipeline",
+    picture: Image.Image,
+    prompt: str,
+    edit: Edit = Edit(),
+    *,
+    on_step: Callable[["Progress"], None] | None = None,
+    **options: Unpack[Options],
+) -> "Result":
+    """Draw a picture anew by a prompt, as `edit` says; `options` are those of any call, but for its size.
+
+    A picture whose sides the model cannot draw is mirrored a few pixels beyond its edges for the drawing, and
+    cut to its own size afterwards, so that pixels outside a mask are its own. Larger than the model's size,
+    it is drawn in tiles of that where it is enlarged, unless `tile` says another. Raises InputError for what
+    cannot be.
+    """
+    given: dict[str, Any] = dict(options)
+    image = picture
+    if edit.upscale is not None:
+        image = enlarge(image, edit.upscale, pipe)
+        defaults = pipe.model.spec.defaults
+        given.setdefault("strength", ENLARGED_STRENGTH)
+        if max(image.size) > max(defaults.width, defaults.height):
+            given.setdefault("tile", min(defaults.width, defaults.height))
+    mask = edit.mask
+    if mask is not None and mask.size != image.size:
+        found, right = (f"{w}x{h}" for w, h in (mask.size, image.size))
+        raise InputError(f"`mask` is {found}, and must be {right}, as the picture")
+    if edit.outpaint is not None:
+        image, mask = canvas(image, edit.outpaint)
+    size, beside = image.size, pipe.model.spec.beside
+    if beside not in ENLARGING:
+        image, mask = _fitted(image, mask, pipe.size_multiple)
+    shown: dict[str, Any] = {"image": image} | ({} if mask is None else {"mask": mask})
+    if edit.source is not None:
+        how = {name: value for name, value in given.items() if name in ("steps", "strength", "seed", "tile")}
+        strength = how.setdefault("strength", 1.0)
+        how["image"] = image
+        found = invert(pipe, edit.source, on_step=on_step, **cast(Options, how))
+        shown = {"image_latents": found.image_latents, "latents": found.latents, "strength": strength}
+        shown |= {"width": image.width, "height": image.height}
+    result = pipe(prompt, on_step=on_step, **cast(Options, given | shown))
+    if beside in ENLARGING:
+        return result
+    return replace(result, images=[drawn.crop((0, 0, *size)) for drawn in result.images])
+
+
+def enlarge(image: Image.Image, upscale: float | Path, pipe: "Pipeline | None" = None) -> Image.Image:
+    """A picture enlarged by a factor, or by the learned upscaler of a file."""
+    tensor = to_tensor(image)[None]
+    if isinstance(upscale, Path):
+        from darkroom.checkpoint.upscalers import load_upscaler
+        from darkroom.edit.upscale import upscale as enlarge_by
+
+        upscaler = load_upscaler(upscale) if pipe is None else load_upscaler(upscale, device=pipe.device)
+        with torch.no_grad():
+            return to_pil(enlarge_by(upscaler, tensor).cpu())[0]
+    size = (round(image.height * upscale), round(image.width * upscale))
+    return to_pil(resized(tensor, size))[0]
+
+
+def _fitted(
+    image: Image.Image, mask: Image.Image | None, multiple: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """A picture and its mask, mirrored to the right and below until their sides divide by `multiple`."""
+    right, bottom = -image.width % multiple, -image.height % multiple
+    if not right and not bottom:
+        return to_rgb(image), mask
+    grown, _ = canvas(image, Margins(right=right, bottom=bottom))
+    if mask is not None:
+        wide = Image.new("L", grown.size)
+        wide.paste(mask.convert("L"))
+        mask = wide
+    return grown, mask
