@@ -18,6 +18,12 @@ class InputError(DarkroomError):
     exit_code = 2
 
 
+class Cancelled(DarkroomError):
+    """Whoever called had it stopped between two steps: what an `on_step` raises to do so. Exit code 130."""
+
+    exit_code = 130
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a name that is not among `choices`, with the nearest one if any is near."""
     known = sorted(choices)

@@ -163,15 +163,19 @@ def _write(
         draw.text((at[0], y + number * line), part, fill="black", font=font)
 
 
-def save_png(path: Path, image: Image.Image, parameters: str | None = None) -> None:
+def save_png(
+    path: Path, image: Image.Image, parameters: str | None = None, others: Mapping[str, str] | None = None
+) -> None:
     """Write a PNG, whole or not at all; `parameters` goes into the text chunk of that name.
 
-    The same picture and parameters give the same bytes. Text outside Latin-1 becomes an iTXt chunk. Raises
-    DarkroomError naming the path if it cannot be written.
+    `others` are further text chunks by their names. The same picture and texts give the same bytes. Text
+    outside Latin-1 becomes an iTXt chunk. Raises DarkroomError naming the path if it cannot be written.
     """
     info = PngInfo()
     if parameters is not None:
         info.add_text(PARAMETERS, parameters)
+    for name, text in (others or {}).items():
+        info.add_text(name, text)
     with atomic_write(path) as draft:
         image.save(draft, format="PNG", pnginfo=info)
 
