@@ -7,37 +7,34 @@ mistakes are answered at once.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from darkroom.checkpoint.find import autoencoder_path, list_models, search_folders
+from darkroom.cli_draw import Output, edit, generate
 from darkroom.cli_options import (
-    BUNDLED,
-    NOTHING_SEEN,
-    MaybeFloat,
     MaybeInt,
     MaybePath,
     MaybeText,
     ModelDirs,
-    ModelOptions,
-    Seen,
     check_files,
     check_output,
     print_table,
 )
+from darkroom.cli_progress import progress_bar
+from darkroom.cli_refine import refine
+from darkroom.cli_replay import replay
 from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
 from darkroom.presets import CARDS, DEFAULT_MODEL, model_folder
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Progress
-
-Output = Annotated[Path, arg(aliases=["-o"])]
+    pass
 
 
 def demo(
@@ -58,87 +55,12 @@ def demo(
 
     pipe = load(model)
     shown = CARDS.get(model, CARDS[DEFAULT_MODEL]).demo
-    with _bar("drawing") as on_step:
+    with progress_bar("drawing") as on_step:
         result = pipe(shown.prompts, seed=seed, on_step=on_step)
     images = [magnified(image, 96) for image in result.images]
     sheet = grid(images, len(shown.columns), row_labels=shown.rows, column_labels=shown.columns)
     save_png(output, sheet)
     print(f"{output}: {len(shown.prompts)} pictures")
-
-
-def generate(
-    prompt: Positional[str],
-    *,
-    output: Output = Path("out.png"),
-    chosen: Annotated[ModelOptions, arg(name="")] = BUNDLED,
-    negative: str = "",
-    steps: MaybeInt = None,
-    guidance: MaybeFloat = None,
-    true_guidance: float = 1.0,
-    seed: MaybeInt = None,
-    size: MaybeText = None,
-    count: int = 1,
-    sampler: MaybeText = None,
-    schedule: MaybeText = None,
-    seen: Annotated[Seen, arg(name="")] = NOTHING_SEEN,
-    refiner_start: MaybeFloat = None,
-    compat: str = "darkroom",
-    exact: bool = False,
-    no_metadata: bool = False,
-    mkdir: bool = False,
-) -> None:
-    """Draw pictures of a prompt.
-
-    Args:
-        prompt: What to draw; the number of a class for models of classes, "" for models without prompts.
-        output: The PNG to write; with a count of N, name-0.png to name-(N-1).png.
-        negative: What not to draw.
-        steps: Number of sampling steps; this and what follows come from the model if not given.
-        guidance: How strongly the prompt guides; 1 turns guidance off.
-        true_guidance: Guidance by a second call, for models that are told the other one (FLUX.1 dev).
-        seed: Decides the noise; picture k gets seed + k. Random if not given.
-        size: N or WIDTHxHEIGHT, in pixels.
-        count: Number of pictures.
-        sampler: ddim, dpmpp_2m, euler or euler_ancestral.
-        schedule: How the noise levels are spaced.
-        refiner_start: The share of the way after which the refiner goes on (0.8).
-        compat: Draw as another program does: diffusers, reference, comfy or a1111.
-        exact: Make a picture's bytes independent of the others of the call, at some cost in time.
-        no_metadata: Leave the parameters out of the PNG.
-        mkdir: Make the output's folder if it does not exist.
-    """
-    check_output(output, ".png", mkdir=mkdir)
-    width, height = _parse_size(size)
-    chosen.check()
-    seen.check()
-    from darkroom.images import format_parameters, save_png
-
-    pictures = seen.options()  # before the model, which may take minutes
-    pipe, refiner = chosen.load()
-    options: dict[str, Any] = {
-        "negative_prompt": negative,
-        "steps": steps,
-        "guidance_scale": guidance,
-        "true_guidance_scale": true_guidance,
-        "seed": seed,
-        "width": width,
-        "height": height,
-        "count": count,
-        "sampler": sampler,
-        "schedule": schedule,
-        "refiner": refiner,
-        "refiner_start": refiner_start,
-        "compat": compat,
-        "exact": exact,
-    }
-    with _bar("drawing") as on_step:
-        result = pipe(prompt, on_step=on_step, **options, **pictures)
-    names = [output] if count == 1 else [output.with_stem(f"{output.stem}-{k}") for k in range(count)]
-    for path, drawn, seed_, made in zip(names, result.images, result.seeds, result.parameters, strict=True):
-        save_png(
-            path, drawn, None if no_metadata else format_parameters(made.prompt, made.negative, made.values)
-        )
-        print(f"{path}: seed {seed_}")
 
 
 def train(stage: Literal["autoencoder", "denoiser"], recipe: Path, overrides: dict[str, str]) -> None:
@@ -284,6 +206,21 @@ def export(model: Positional[str], output: Positional[Path], *, mkdir: bool = Fa
     print(f"{output}: open it with diffusers' {pipeline}.from_pretrained")
 
 
+def samplers(*, schedules: bool = False) -> None:
+    """List the samplers: order, calls of the network a step, noise, paths, options, paper.
+
+    Args:
+        schedules: List the schedules of noise levels instead.
+    """
+    from darkroom.cli_samplers import sampler_rows, schedule_rows
+
+    print_table(schedule_rows() if schedules else sampler_rows())
+
+
+def preview() -> None:
+    """Fit how a model's latents look, for previews; see `darkroom preview --help`."""
+
+
 def checkpoint() -> None:
     """Inspect, convert, compare, merge and prune files of weights; see `darkroom checkpoint --help`."""
 
@@ -309,6 +246,11 @@ def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
     return {
         "demo": demo,
         "generate": generate,
+        "edit": edit,
+        "refine": refine,
+        "replay": replay,
+        "samplers": samplers,
+        "preview": preview,
         "train": train_,
         "encode": encode,
         "reconstruct": reconstruct,
@@ -329,15 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            if args[:1] == ["checkpoint"]:
-                from darkroom.cli_checkpoint import COMMANDS
-
-                _run(COMMANDS, args[1:], "darkroom checkpoint", "Say what files of weights are; make others.")
-                return 0
-            if args[:1] == ["vae"]:
-                from darkroom.cli_vae import COMMANDS
-
-                _run(COMMANDS, args[1:], "darkroom vae", "Compare autoencoders.")
+            group, rest = _group(args)
+            if group is not None:
+                _run(group, rest, f"darkroom {args[0]}", GROUPS[args[0]])
                 return 0
             args, overrides = split_overrides(args) if args[:1] == ["train"] else (args, {})
             _run(commands(overrides), args, "darkroom", "Train, run and inspect latent diffusion models.")
@@ -352,12 +288,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+GROUPS = {
+    "checkpoint": "Say what files of weights are; make others.",
+    "preview": "Show drawings before they are done.",
+    "vae": "Compare autoencoders.",
+}
+
+
+def _group(args: list[str]) -> tuple[dict[str, Callable[..., None]] | None, list[str]]:
+    """The commands of a group and their arguments, where the first word names one."""
+    if not args or args[0] not in GROUPS:
+        return None, args
+    return import_module(f"darkroom.cli_{args[0]}").COMMANDS, args[1:]
+
+
 def _run(known: dict[str, Callable[..., None]], args: list[str], prog: str, description: str) -> None:
-    """Call the command that the first argument names; a mistake there names the nearest one."""
-    if args and not args[0].startswith("-") and args[0] not in known:
+    """Call the command that the first argument names; a mistake there names the nearest one.
+
+    Only that command's options are looked at, which takes a moment for each.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview(known, prog, description))
+        if not args:
+            raise InputError(f"name a command, as {prog} {next(iter(known))}")
+        return
+    if args[0] not in known:
         raise unknown("command", args[0], known)
-    tyro.extras.subcommand_cli_from_dict(
-        known, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+    config = (tyro.conf.FlagCreatePairsOff,)
+    tyro.cli(known[args[0]], prog=f"{prog} {args[0]}", args=args[1:], config=config)
+
+
+def _overview(known: dict[str, Callable[..., None]], prog: str, description: str) -> str:
+    """What there is, one command a line."""
+    width = max(map(len, known))
+    lines = [
+        f"  {name.ljust(width)}  {(command.__doc__ or '').splitlines()[0]}" for name, command in known.items()
+    ]
+    return "\n".join(
+        [f"usage: {prog} COMMAND ...", "", description, "", *lines, "", f"{prog} COMMAND --help says more."]
     )
 
 
@@ -381,36 +349,12 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[["Progress"], None]]:
-    """A progress bar with rate and time left, shown from the first second on where somebody looks on."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="step", delay=1, disable=None, leave=False) as bar:
-
-        def update(progress: "Progress") -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
-
-        yield update
-
-
 def _check_images(images: Sequence[Path], size: int | None) -> None:
     if not images:
         raise InputError("name at least one picture")
     if size is not None and size < 1:
         raise InputError(f"size must be 1 or more, not {size}")
     check_files(images)
-
-
-def _parse_size(text: str | None) -> tuple[int | None, int | None]:
-    """N or WxH as (width, height)."""
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"--size must be N or WIDTHxHEIGHT, such as 128 or 128x96, not {text!r}")
-    return int(parts[0]), int(parts[-1])
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from darkroom.checkpoint.model import Model
 from darkroom.compat import Compat
+from darkroom.diffusion.guidance_settings import Guidance
 from darkroom.edit.hires import Hires
+from darkroom.edit.regions import Region
 from darkroom.errors import InputError
 from darkroom.inputs import ENLARGING
 from darkroom.text.conditioning import Sizes, XLConditioning
+from darkroom.text.prompt import Texts
+from darkroom.tiling import Axes
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
@@ -26,9 +30,12 @@ class Options(TypedDict, total=False):
     """
 
     # How it is drawn.
-    negative_prompt: str
+    negative_prompt: str | Texts
+    regions: Sequence[Region]  # parts of the picture with prompts of their own
+    clip_skip: int | None  # read CLIP up to its last layer but this number less one
     guidance_scale: float | None  # how strongly the prompt guides, 1 not at all; FLUX.1 dev is told it
     true_guidance_scale: float  # FLUX.1 dev follows this beside, at twice the cost, if it is not 1
+    guidance: Guidance  # how to guide beside that: rescaling, intervals, APG, skipped layers and more
     steps: int | None
     sampler: str | None
     sampler_options: Mapping[str, Any]  # see `darkroom samplers`
@@ -40,11 +47,15 @@ class Options(TypedDict, total=False):
     refiner: "Pipeline | None"  # draws the steps from `refiner_start` (0 to 1) on
     refiner_start: float
     hires: Hires | None  # a second, larger pass
+    refine: str  # put lost detail back in pixels: "regression" or "diffusion"
 
     # How many, how large, from which noise.
     count: int  # pictures of each prompt
     width: int | None
     height: int | None
+    tile: int | None  # draw in tiles of so many pixels, for pictures larger than the model can
+    tile_overlap: int | None  # pixels that tiles share at least: a quarter of a tile
+    seamless: Axes | None  # "x", "y" or "xy": opposite edges meet, so that the picture can be a tile
     seed: int | None  # picture k of the call has seed + k; a random one when None
     variation_seed: int | None
     variation_strength: float  # all have `seed`, and this share (0 to 1) of variation_seed + k's noise
@@ -69,8 +80,14 @@ class Options(TypedDict, total=False):
 
 WHOLE, NUMBER, TEXT = (Integral, "a whole number"), (Real, "a number"), (str, "a text")
 TENSOR, NAMED = (Tensor, "a tensor"), (Mapping, "options by name")
-TYPES: dict[str, tuple[type, str]] = {
-    "negative_prompt": TEXT,
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "negative_prompt": ((str, Texts, Mapping), "a text"),
+    "regions": (Sequence, "a list of darkroom.edit.regions.Region"),
+    "clip_skip": WHOLE,
+    "guidance": (Guidance, "a darkroom.Guidance"),
+    "tile": WHOLE,
+    "tile_overlap": WHOLE,
+    "seamless": TEXT,
     "guidance_scale": NUMBER,
     "true_guidance_scale": NUMBER,
     "steps": WHOLE,
@@ -82,6 +99,7 @@ TYPES: dict[str, tuple[type, str]] = {
     "start_step": WHOLE,
     "end_step": WHOLE,
     "refiner_start": NUMBER,
+    "refine": TEXT,
     "hires": (Hires, "a darkroom.edit.hires.Hires"),
     "count": WHOLE,
     "width": WHOLE,

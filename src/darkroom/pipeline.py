@@ -7,7 +7,6 @@ seeds  --start--------> noise ---------denoise----+--> latents --decode--> image
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -21,25 +20,31 @@ from darkroom.checkpoint.load import load_any
 from darkroom.checkpoint.model import Model
 from darkroom.compat import NoiseSource, noise_source
 from darkroom.diffusion.denoiser import Condition
-from darkroom.diffusion.guidance import ClassifierFreeGuidance, GuidedDenoiser
+from darkroom.diffusion.guidance import GuidedDenoiser
 from darkroom.diffusion.samplers.steps import Denoise, Step
 from darkroom.diffusion.samplers.table import SAMPLERS
+from darkroom.edit import tiles
 from darkroom.edit.hires import enlarged, second_pass
 from darkroom.edit.masks import Masked, cells, paste
 from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
 from darkroom.inputs import CONTROLLED, MASKED, Shown, of_batch, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
-from darkroom.nn.dit import DiT
 from darkroom.options import Options
+from darkroom.origin import Origin
 from darkroom.parameters import parameters_of
 from darkroom.progress import Progress, Watch
+from darkroom.prompting import PromptReader, Telling, keys, plan_of
+from darkroom.refine import load_refine
 from darkroom.request import (
+    Asked,
     Request,
     all_sigmas,
     complete,
-    guided_by,
+    guide_of,
     latent_shape,
+    needs_uncond,
+    read_by,
     sigmas,
     size_multiple,
     skipped_steps,
@@ -49,10 +54,11 @@ from darkroom.request import (
 from darkroom.request_checks import check
 from darkroom.runtime.device import checked_device, default_device
 from darkroom.runtime.precision import guard_half, pick_dtype
-from darkroom.text.conditioning import Conditioning, Ids, Told, count_tokens, room
-
-# Gives the conditions of a batch with its prompts and, where something guides, without.
-Reader = Callable[[range], tuple[Condition, Condition | None]]
+from darkroom.runtime.seamless import seamless, seamless_model
+from darkroom.text.conditioning import Told
+from darkroom.text.encode import Ids
+from darkroom.text.prompt import Prompt
+from darkroom.text.report import PromptReport, report
 
 # Seeing these comes before the first noise in the order of draws of the programs that draw in order.
 SEEN_FIRST = ("upscale", *CONTROLLED)
@@ -63,8 +69,8 @@ class Begun:
     """What a batch starts from: noisy latents `x`, its conditions, and what it paints in, as latents."""
 
     x: Tensor
-    cond: Condition
-    uncond: Condition | None
+    cond: Telling
+    uncond: Telling | None
     clean: Tensor | None
 
 
@@ -74,13 +80,14 @@ class Result:
 
     `images` is empty if latents were asked for. `latents` (count, C, h, w) float32 on the host are what
     `decode` takes. `parameters` says, for each picture, what it was made with: what `darkroom.images` writes
-    into its file.
+    into its file. `prompts` are reports of what the text encoders read of each prompt, the negative one last.
     """
 
     images: list[Image]
     seeds: list[int]
     latents: Tensor
     parameters: list[Parameters]
+    prompts: list[PromptReport]
 
 
 def load(
@@ -117,7 +124,8 @@ def load(
         network.requires_grad_(False)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         guard_half(network, name)
-    return Pipeline(model, name=path.resolve().name)
+    origin = Origin(path=path, parts=tuple(others), family=family)
+    return Pipeline(model, name=path.resolve().name, origin=origin)
 
 
 class Pipeline:
@@ -126,8 +134,8 @@ class Pipeline:
     Noise, latents and the sampler's arithmetic are float32 whatever the networks' weights are.
     """
 
-    def __init__(self, model: Model, *, name: str = "") -> None:
-        self.model, self.name = model, name
+    def __init__(self, model: Model, *, name: str = "", origin: Origin | None = None) -> None:
+        self.model, self.name, self.origin = model, name, origin
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +144,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | int | Sequence[str | int],
+        prompt: Asked | Sequence[Asked],
         *,
         output: Literal["image", "latents"] = "image",
         on_step: Callable[[Progress], None] | None = None,
@@ -150,35 +158,53 @@ class Pipeline:
         if output not in ("image", "latents"):
             raise unknown("output", str(output), ("image", "latents"))
         request = self.request(prompt, **options)
+        watch = Watch(self._total_steps(request), on_step)
         with torch.no_grad():
-            watch = Watch(self._total_steps(request), on_step)
-            images, latents = self._run(request, watch, images=output == "image")
+            images, latents = self._suited(request)._run(request, watch, images=output == "image")
         return Result(
             images=images,
             seeds=list(request.seeds),
             latents=latents,
+            prompts=self.reports(request),
             parameters=[
-                parameters_of(request, self.model, self.name, k) for k in range(len(request.prompts))
+                parameters_of(request, self.model, self.name, k, self.origin)
+                for k in range(len(request.prompts))
             ],
         )
 
-    def request(self, prompt: str | int | Sequence[str | int], **options: Unpack[Options]) -> Request:
-        """A call's arguments with the model's defaults filled in; raises InputError for what cannot be."""
+    def request(self, prompt: Asked | Sequence[Asked], **options: Unpack[Options]) -> Request:
+        """A call's arguments with the model's defaults filled in; raises InputError for what cannot be.
+
+        Warns of what is not read as it may have been meant: a prompt that is cut, a bracket without its other
+        half, a negative prompt that nothing leads away from.
+        """
         request = complete(self.model, prompt, options)
         check(request, self.model)
-        if request.negative_prompt and guided_by(request, self.model) == 1:
+        if request.compat.noise != "batch":  # one draw for all, which cannot be taken apart
+            request = replace(request, alike=keys(request, self.model))
+        if request.negative_prompt and not needs_uncond(request, self.model):
             warnings.warn("without guidance the negative prompt changes nothing", stacklevel=3)
-        self._warn_of_cuts((*request.prompts, request.negative_prompt), request)
+        for warning in dict.fromkeys(text for read in self.reports(request) for text in read.warnings):
+            warnings.warn(warning, stacklevel=3)
         return request
 
-    def tokens(self, prompts: Sequence[str], request: Request) -> Ids:
+    def reports(self, request: Request) -> list[PromptReport]:
+        """What the text encoders read of each prompt of a request, the negative one last."""
+        conditioning, texts = read_by(request, self.model), self.model.texts
+        plans = [plan_of(prompt, request, conditioning) for prompt in dict.fromkeys(request.prompts)]
+        plans += [plan_of(region.prompt, request, conditioning) for region in request.regions]
+        if request.negative_prompt:
+            plans.append(plan_of(request.negative_prompt, request, conditioning, negative=True))
+        return [report(plan, conditioning, texts) for plan in plans]
+
+    def tokens(self, prompts: Sequence[Prompt], request: Request) -> Ids:
         """Prompts to ids for each text encoder, on its device."""
-        conditioning = self._conditioning(request)
+        conditioning = read_by(request, self.model)
         return tuple(ids.to(self.device) for ids in conditioning.tokens(self.model.texts, prompts))
 
     def text_states(self, ids: Ids, request: Request, *, negative: bool = False) -> Condition:
         """Ids to the condition that the denoiser is told; `negative` for what guidance leads away from."""
-        conditioning = self._conditioning(request)
+        conditioning = read_by(request, self.model)
         blank = None
         if negative and not request.negative_prompt and ids:
             blank = torch.ones(len(ids[0]), dtype=torch.bool, device=self.device)
@@ -214,10 +240,9 @@ class Pipeline:
 
     def bound(self, request: Request, batch: range, begun: Begun, levels: Sequence[float]) -> Denoise:
         """What a sampler calls: the denoiser with its conditions and guidance, and with what is kept."""
-        guide = ClassifierFreeGuidance(
-            guided_by(request, self.model), channels=self._guided_channels(request)
-        )
-        guided = GuidedDenoiser(self.model.denoiser, begun.cond, begun.uncond, guide)
+        uncond = None if begun.uncond is None else begun.uncond.told
+        guide = guide_of(request, self.model, levels)
+        guided = GuidedDenoiser(self.model.denoiser, begun.cond.told, uncond, guide, levels)
         mask = self._kept_mask(request)
         if mask is None or begun.clean is None:
             return guided
@@ -249,15 +274,22 @@ class Pipeline:
             return autoencoder.latent_space.normalise(raw).float()
         return autoencoder.encode(image).float()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, H, W) in about −1..1."""
+    def decode(self, latents: Tensor, request: Request | None = None) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W) in about −1..1, in tiles if the request has tiles."""
+        autoencoder = self.model.autoencoder
         with torch.no_grad():
-            latents = latents.to(self.device, _dtype(self.model.autoencoder))
-            return self.model.autoencoder.decode(latents).float()
+            latents = latents.to(self.device, _dtype(autoencoder))
+            if request is not None and request.tile is not None:
+                return tiles.decode(autoencoder, latents, wrap=request.seamless)
+            return autoencoder.decode(latents).float()
 
     def pictures(self, request: Request, batch: range, latents: Tensor) -> list[Image]:
         """Latents (B, C, h, w) to pictures, with what lies outside of a mask put back as it was."""
-        drawn, given = self.decode(latents), request.pictures
+        drawn, given = self.decode(latents, request), request.pictures
+        if request.refine is not None and self.origin is not None:
+            networks = load_refine(self.origin.path, device=self.device)
+            seeds = request.seeds[batch.start : batch.stop]
+            drawn = networks.refine(drawn.clamp(-1, 1), seeds, mode=request.refine)  # pyright: ignore[reportArgumentType]
         if given.mask is None or given.image is None or not request.compat.pastes:
             return to_pil(drawn)
         image, mask = (of_batch(t, batch).expand(len(drawn), -1, -1, -1) for t in (given.image, given.mask))
@@ -268,30 +300,12 @@ class Pipeline:
         """What widths and heights must divide by, in pixels."""
         return size_multiple(self.model)
 
-    def reader(self, request: Request) -> Reader:
+    def reader(self, request: Request) -> PromptReader:
         """What reads the prompts of the request's batches, the same ones once in a call."""
-
-        @cache
-        def read(prompts: tuple[str, ...], negative: bool) -> Condition:
-            return self.text_states(self.tokens(prompts, request), request, negative=negative)
-
-        def conditions(batch: range) -> tuple[Condition, Condition | None]:
-            prompts = request.prompts[batch.start : batch.stop]
-            unique = tuple(dict.fromkeys(prompts))
-            rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device)
-            cond = read(unique, negative=False).take(rows)
-            if request.image_prompt is not None and cond.context is not None:
-                tokens = of_batch(request.image_prompt, batch).to(cond.context)
-                context = torch.cat([cond.context, tokens.expand(len(prompts), -1, -1)], dim=1)
-                cond = replace(cond, context=context)
-            if guided_by(request, self.model) == 1:
-                return cond, None
-            return cond, read((request.negative_prompt,), negative=True).take(torch.zeros_like(rows))
-
-        return conditions
+        return PromptReader(self, request)
 
     def prepare(
-        self, request: Request, batch: range, noise: NoiseSource, sigma: float, reader: Reader
+        self, request: Request, batch: range, noise: NoiseSource, sigma: float, reader: PromptReader
     ) -> Begun:
         """What the first stage starts from at level `sigma`, and its conditions with all that it is shown."""
         cond, uncond = reader(batch)
@@ -299,7 +313,21 @@ class Pipeline:
         clean = self.clean(request, batch, noise)
         x = self.start(request, batch, noise, sigma, clean)
         seen = seen or self._shown(request, batch, noise)
-        return Begun(x=x, cond=seen.on(cond), uncond=None if uncond is None else seen.on(uncond), clean=clean)
+        cond, uncond = cond.map(seen.on), None if uncond is None else uncond.map(seen.on)
+        if request.image_prompt is not None:
+            tokens = of_batch(request.image_prompt, batch).expand(len(batch), -1, -1)
+            cond = cond.map(lambda c: _followed(c, tokens))
+        return Begun(x=x, cond=cond, uncond=uncond, clean=clean)
+
+    def _suited(self, request: Request) -> "Pipeline":
+        """This pipeline, or one of the same weights that draws in tiles or pictures that tile."""
+        model, wrap = self.model, request.seamless
+        if request.tile is not None:
+            model = tiles.tiled_model(model, tiles.plan_of(request, model))
+            model = replace(model, autoencoder=seamless(model.autoencoder, wrap)) if wrap else model
+        elif wrap is not None:
+            model = seamless_model(model, wrap)
+        return self if model is self.model else Pipeline(model, name=self.name, origin=self.origin)
 
     def _total_steps(self, request: Request) -> int:
         """The sampler steps of a call, over all batches and both passes."""
@@ -311,7 +339,7 @@ class Pipeline:
 
     def _run(self, request: Request, watch: Watch, *, images: bool) -> tuple[list[Image], Tensor]:
         """The pictures of a request, if wanted, and the latents (count, C, h, w) on the host."""
-        pipes = [self] if request.refiner is None else [self, request.refiner]
+        pipes = [self] if request.refiner is None else [self, request.refiner._suited(request)]
         runs = [(pipe, pipe.reader(request)) for pipe in pipes]
         made, drawn = [], []
         for batch in request.batches():
@@ -330,7 +358,7 @@ class Pipeline:
         self,
         request: Request,
         batch: range,
-        runs: Sequence[tuple["Pipeline", Reader]],
+        runs: Sequence[tuple["Pipeline", PromptReader]],
         watch: Watch,
     ) -> Tensor:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
@@ -340,6 +368,8 @@ class Pipeline:
         begun = self.prepare(request, batch, noise, levels[0][0], runs[0][1])
         x = begun.x
         for (pipe, reader), part in zip(runs, levels, strict=True):
+            if len(part) < 2:  # the other one does it all
+                continue
             if pipe is not self:
                 cond, uncond = reader(batch)
                 begun = replace(begun, x=x, cond=cond, uncond=uncond)
@@ -373,26 +403,11 @@ class Pipeline:
             draw=lambda image: noise.like(image, "picture"),
         )
 
-    def _conditioning(self, request: Request) -> Conditioning:
-        """How prompts are read in the program that this request draws as."""
-        return request.compat.conditioning(self.model.spec.conditioning)
 
-    def _guided_channels(self, request: Request) -> int | None:
-        return request.compat.guided_channels if isinstance(self.model.network, DiT) else None
-
-    def _warn_of_cuts(self, prompts: Sequence[str], request: Request) -> None:
-        conditioning = self._conditioning(request)
-        for number, part in enumerate(self.model.texts, start=1):
-            if part.tokenizer is None:
-                continue
-            reads = room(conditioning, part)
-            which = f"text encoder {number}" if len(self.model.texts) > 1 else "this model"
-            for prompt in dict.fromkeys(prompts):
-                count = count_tokens(conditioning, part, prompt)
-                if count > reads:
-                    start = prompt if len(prompt) < 40 else prompt[:37] + "..."
-                    cut = f"{which} reads {reads}, so the last {count - reads} are cut"
-                    warnings.warn(f"the prompt {start!r} has {count} tokens: {cut}", stacklevel=4)
+def _followed(cond: Condition, tokens: Tensor) -> Condition:
+    """The condition whose context goes on with further tokens."""
+    assert cond.context is not None
+    return replace(cond, context=torch.cat([cond.context, tokens.to(cond.context)], dim=1))
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -1,7 +1,7 @@
 """What a call asks for: its options, and the request that they make once every default is filled in."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,29 +9,39 @@ from torch import Tensor
 
 from darkroom.checkpoint.model import Model
 from darkroom.compat import Compat, compat
+from darkroom.diffusion.guidance import Guide, make_guide
+from darkroom.diffusion.guidance_settings import Guidance
 from darkroom.diffusion.path import FlowPath
-from darkroom.diffusion.schedules import SCHEDULES
+from darkroom.diffusion.samplers.cards import CARDS as SAMPLER_CARDS
+from darkroom.diffusion.schedule_cards import resolve_schedule
+from darkroom.diffusion.schedules import checked_sigmas, schedule_sigmas
 from darkroom.edit.hires import Hires
 from darkroom.edit.masks import FEATHER
+from darkroom.edit.regions import Region
 from darkroom.errors import InputError, unknown
 from darkroom.inputs import CONTROLLED, ENLARGING, Pictures, read_picture
+from darkroom.nn.dit import DiT
 from darkroom.nn.unet import UNetConfig
 from darkroom.options import Options, check_types, check_uses
 from darkroom.rng import image_seeds
-from darkroom.text.conditioning import FluxConditioning, Sizes
+from darkroom.text.clip_skip import with_clip_skip
+from darkroom.text.conditioning import Conditioning, FluxConditioning, Sizes
+from darkroom.text.prompt import Prompt, Texts, as_prompt
+from darkroom.tiling import Axes
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
 
 BATCH_SIZE = 16
+Asked = str | int | Texts | Mapping[str, str]  # a prompt as callers give it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One call, checked, every default filled in; `prompts` and `seeds` hold one per picture."""
 
-    prompts: tuple[str, ...]
-    negative_prompt: str
+    prompts: tuple[Prompt, ...]
+    negative_prompt: Prompt
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
@@ -54,19 +64,34 @@ class Request:
     feather: int = FEATHER
     image_prompt: Tensor | None = None
     sizes: Sizes = field(default_factory=Sizes)
+    guidance: Guidance = field(default_factory=Guidance)
+    clip_skip: int | None = None
+    regions: tuple[Region, ...] = ()
+    tile: int | None = None
+    tile_overlap: int | None = None
+    seamless: Axes | None = None
     refiner: "Pipeline | None" = None
     refiner_start: float = 0.8
     hires: Hires | None = None
+    refine: str | None = None
     compat: Compat = field(default_factory=Compat)
     batch_size: int = BATCH_SIZE
+    alike: tuple[Hashable, ...] = ()
 
     def batches(self) -> list[range]:
-        """The pictures' numbers, at most `batch_size` at a time."""
-        count = len(self.prompts)
-        return [range(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size)]
+        """The pictures' numbers, at most `batch_size` at a time, and none with one that is not `alike`."""
+        batches, start, count = [], 0, len(self.prompts)
+        while start < count:
+            stop = min(start + self.batch_size, count)
+            if self.alike:
+                others = (k for k in range(start, stop) if self.alike[k] != self.alike[start])
+                stop = next(others, stop)
+            batches.append(range(start, stop))
+            start = stop
+        return batches
 
 
-def complete(model: Model, prompt: str | int | Sequence[str | int], options: Options) -> Request:
+def complete(model: Model, prompt: Asked | Sequence[Asked], options: Options) -> Request:
     """A call's request of a model; raises InputError for what cannot be."""
     if strange := options.keys() - Options.__annotations__.keys():
         raise unknown("option", min(strange), Options.__annotations__)
@@ -76,6 +101,9 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     prompts = _prompts(prompt, given.pop("count", 1))
     check_uses(given, model, mode)
     seeds = _seeds(given, len(prompts))
+    if "regions" in given:
+        given["regions"] = tuple(given["regions"])
+    schedule = resolve_schedule(given.pop("schedule", defaults.schedule), model.spec.conditioning.kind)
     if "sigmas" in given:
         given |= {"sigmas": tuple(given["sigmas"]), "steps": len(given["sigmas"]) - 1}
     whole = mode.noise == "batch"  # one draw for all
@@ -84,7 +112,7 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
     width, height = _size(given, pictures, model)
     return Request(
         prompts=tuple(prompts),
-        negative_prompt=given.pop("negative_prompt", ""),
+        negative_prompt=as_prompt(given.pop("negative_prompt", "")),
         **seeds,
         width=width,
         height=height,
@@ -97,9 +125,35 @@ def complete(model: Model, prompt: str | int | Sequence[str | int], options: Opt
             "guidance_scale": defaults.guidance_scale,
             "true_guidance_scale": 1.0,
             "sampler": defaults.sampler,
-            "schedule": defaults.schedule,
+            "schedule": schedule,
         }
         | given,
+    )
+
+
+def read_by(request: Request, model: Model) -> Conditioning:
+    """How prompts are read in the program that a request draws as, from the layer that it asks for."""
+    mode = request.compat
+    return with_clip_skip(
+        mode.conditioning(model.spec.conditioning), model.texts, request.clip_skip, mode.clip_skip
+    )
+
+
+def needs_uncond(request: Request, model: Model) -> bool:
+    """Whether the estimate without the prompt is asked for at any step."""
+    return SAMPLER_CARDS[request.sampler].guided or request.guidance.needs_uncond(guided_by(request, model))
+
+
+def guide_of(request: Request, model: Model, levels: Sequence[float]) -> Guide:
+    """The guide of a run over these levels; InputError, naming the field, for what does not fit."""
+    dit = isinstance(model.network, DiT)
+    return make_guide(
+        request.guidance,
+        guided_by(request, model),
+        model.denoiser,
+        levels,
+        channels=request.compat.guided_channels if dit else None,
+        always_both=SAMPLER_CARDS[request.sampler].guided,
     )
 
 
@@ -142,10 +196,13 @@ def all_sigmas(request: Request, model: Model) -> list[float]:
     path = model.denoiser.path
     if isinstance(path, FlowPath):
         _, rows, columns = latent_shape(request, model)
+        if request.tile is not None:  # the network sees one at a time
+            side = request.tile // model.spec.latent_space.stride
+            rows, columns = min(rows, side), min(columns, side)
         path = path.sized(rows * columns // patch_size(model) ** 2)
     if request.sigmas is not None:
-        return list(request.sigmas)
-    return SCHEDULES[request.schedule](path, request.steps, **request.schedule_options)
+        return checked_sigmas(path, request.sigmas)
+    return schedule_sigmas(request.schedule, path, request.steps, request.schedule_options)
 
 
 def starts_from_picture(request: Request, model: Model) -> bool:
@@ -195,13 +252,14 @@ def _seeds(given: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _prompts(prompt: str | int | Sequence[str | int], count: int) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str | int) else list(prompt)
-    if not prompts or not all(isinstance(text, str | int) for text in prompts):
+def _prompts(prompt: Asked | Sequence[Asked], count: int) -> list[Prompt]:
+    one = isinstance(prompt, str | int | Texts | Mapping)
+    prompts = [prompt] if one else list(prompt)  # pyright: ignore[reportArgumentType]
+    if not prompts or not all(isinstance(text, str | int | Texts | Mapping) for text in prompts):
         raise InputError("prompt must be a text, the number of a class, or a list of at least one of them")
     if count < 1:
         raise InputError(f"count must be 1 or more, not {count}")
-    return [str(text) for text in prompts for _ in range(count)]
+    return [as_prompt(text) for text in prompts for _ in range(count)]  # pyright: ignore[reportArgumentType]
 
 
 def _pictures(given: dict[str, Any], model: Model) -> Pictures:

@@ -5,16 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from darkroom.checkpoint.model import Model
+from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.samplers.table import SAMPLERS
-from darkroom.diffusion.schedules import SCHEDULES
+from darkroom.diffusion.schedule_cards import CARDS as SCHEDULE_CARDS
 from darkroom.edit.hires import LATENT, PIXEL
 from darkroom.edit.masks import check_mask
-from darkroom.errors import InputError, unknown
+from darkroom.edit.regions import Region, region_masks
+from darkroom.edit.tiles import plan_of, smallest
+from darkroom.errors import InputError, some, unknown
 from darkroom.inputs import ENLARGING
 from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.refine import MODES
 from darkroom.request import (
     Request,
     distilled,
+    guide_of,
     guided_by,
     latent_shape,
     sigmas,
@@ -22,16 +27,14 @@ from darkroom.request import (
     starts_from_picture,
 )
 from darkroom.text.conditioning import FluxConditioning
+from darkroom.tiling import check_axes
 
 NOISIEST = 350  # the most that the x4 upscaler was trained with
 
 
 def check(request: Request, model: Model) -> None:
     """Raise InputError, naming the option, for a request that this model cannot draw."""
-    if request.sampler not in SAMPLERS:
-        raise unknown("sampler", request.sampler, SAMPLERS)
-    if request.schedule not in SCHEDULES:
-        raise unknown("schedule", request.schedule, SCHEDULES)
+    _check_sampler(request, model)
     for name in ("steps", "width", "height", "batch_size"):
         if getattr(request, name) < 1:
             raise InputError(f"{name} must be 1 or more, not {getattr(request, name)}")
@@ -53,8 +56,54 @@ def check(request: Request, model: Model) -> None:
     _check_size(request, model)
     _check_pictures(request, model)
     _check_hires(request, model)
+    _check_tiles(request, model)
+    if request.refine is not None and request.refine not in MODES:
+        raise unknown("refine", request.refine, MODES)
+    _check_regions(request, model)
+    guide_of(request, model, sigmas(request, model))
     _check_image_prompt(request, model)
     _check_refiner(request, model)
+
+
+def _check_sampler(request: Request, model: Model) -> None:
+    """The sampler, its options, and whether it takes the schedule and the path."""
+    if request.sampler not in SAMPLERS:
+        raise unknown("sampler", request.sampler, SAMPLERS)
+    card, kind = CARDS[request.sampler], model.denoiser.path.kind
+    card.check(**request.sampler_options)
+    if kind not in card.paths:
+        raise InputError(
+            f"sampler {request.sampler!r} is not for {kind!r} paths: `darkroom samplers` lists those"
+        )
+    if request.sigmas is None and card.schedules is not None and request.schedule not in card.schedules:
+        fitting = [name for name in card.schedules if kind in SCHEDULE_CARDS[name].paths]
+        raise InputError(
+            f"sampler {request.sampler!r} cannot use schedule {request.schedule!r}: it takes " + some(fitting)
+        )
+
+
+def _check_tiles(request: Request, model: Model) -> None:
+    if request.seamless is not None:
+        check_axes("seamless", request.seamless)
+    if request.tile is None:
+        if request.tile_overlap is not None:
+            raise InputError("tile_overlap is what tiles share: give `tile`, their size, too")
+        return
+    if model.spec.beside == "reference":
+        raise InputError("this model (reference) sees another picture whole: it cannot draw in tiles")
+    plan_of(request, model)
+
+
+def _check_regions(request: Request, model: Model) -> None:
+    if not request.regions:
+        return
+    if not all(isinstance(region, Region) for region in request.regions):
+        raise InputError("regions must be a list of darkroom.edit.regions.Region")
+    if not model.texts:
+        raise InputError("regions have prompts of their own, and this model takes no text")
+    if request.compat.noise == "batch" and len(set(request.prompts)) > 1:
+        raise InputError(f"regions in the way of {request.compat.name} take one prompt a call")
+    region_masks(request.regions, request.height, request.width, model.spec.latent_space.stride)
 
 
 def _check_steps(request: Request, model: Model) -> None:
@@ -95,7 +144,11 @@ def _check_size(request: Request, model: Model) -> None:
             near = " or ".join(str(n) for n in (below, below + multiple) if n)
             raise InputError(f"{name} must divide by {multiple} for this model, as {near}, not {value}")
     config = model.network.config
-    if isinstance(config, MMDiTConfig):
+    least = smallest(model)
+    if min(request.width, request.height) < least:
+        found = f"{request.width}x{request.height}"
+        raise InputError(f"{found} is too small for this model: sides must have {least} pixels or more")
+    if isinstance(config, MMDiTConfig) and request.tile is None:
         limit = config.positions * multiple
         if max(request.width, request.height) > limit:
             found = f"{request.width}x{request.height}"
