@@ -164,7 +164,7 @@ def test_tokens_of_t5(name, sd3, flux):
 @pytest.mark.parametrize(
     ("name", "emphasis"),
     [
-        ("darkroom", "none"),
+        ("darkroom", "darkroom"),
         ("diffusers", "none"),
         ("reference", "none"),
         ("comfy", "comfy"),
@@ -178,7 +178,7 @@ def test_whose_emphasis_a_prompt_has(name, emphasis):
 
 def test_a_models_own_emphasis_stays_where_the_program_has_none():
     ours = TextConditioning(emphasis="a1111")
-    assert COMPAT["darkroom"].conditioning(ours) is ours
+    assert COMPAT["diffusers"].conditioning(ours) is ours
 
 
 @pytest.mark.parametrize(

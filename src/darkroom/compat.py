@@ -15,6 +15,7 @@ from darkroom.diffusion.brownian import BrownianNoise
 from darkroom.diffusion.path import EDMPath, FlowPath, NoisePath
 from darkroom.errors import unknown
 from darkroom.rng import image_noise
+from darkroom.text.clip_skip import Counting
 from darkroom.text.conditioning import (
     ClassConditioning,
     Conditioning,
@@ -41,8 +42,10 @@ class Compat:
     `start`: how the first noise is scaled; see `start_scale`.
     `sd3_t5` and `flux_t5`: tokens of T5 that are read, and whether longer prompts make it more (None: what
     the model's files say).
-    `emphasis`: whose grammar of (more), [less] and (much more:1.5) prompts are read by ("none": the model's,
-    which is none).
+    `emphasis`: whose grammar of (more), [less] and (much more:1.5) prompts are read by, which also says where
+    the chunks of long prompts end, and whether prompts change with the steps ("none": the model's, which is
+    none, and long prompts are cut).
+    `clip_skip`: how clip skip is counted, or that only SD 1 has it.
     `guided_channels`: how many channels of a DiT's latents guidance moves (None: all).
     `pastes`: whether what lies outside the mask of an inpainting is put back as it was.
     `by_run`: whether our pictures were held against that program's own; else what it does was read in its
@@ -56,7 +59,8 @@ class Compat:
     start: Literal["ours", "diffusers", "comfy", "a1111"] = "ours"
     sd3_t5: tuple[int, bool] | None = None
     flux_t5: tuple[int, bool] | None = None
-    emphasis: Emphasis = "none"
+    emphasis: Emphasis = "darkroom"
+    clip_skip: Counting = "last"
     guided_channels: int | None = None
     pastes: bool = True
     by_run: bool = False
@@ -109,12 +113,19 @@ COMPAT = {
         start="diffusers",
         sd3_t5=(256, False),
         flux_t5=(512, False),
+        emphasis="none",
+        clip_skip="usual",
         pastes=False,
         by_run=True,
     ),
     # The releases' own code: CompVis, Stability AI, Black Forest Labs, Meta's DiT.
     "reference": Compat(
-        name="reference", noise="batch", posterior="released", sd3_t5=(77, True), guided_channels=3
+        name="reference",
+        noise="batch",
+        posterior="released",
+        sd3_t5=(77, True),
+        emphasis="none",
+        guided_channels=3,
     ),
     "comfy": Compat(
         name="comfy",
@@ -135,6 +146,7 @@ COMPAT = {
         sd3_t5=(77, False),
         flux_t5=(256, True),
         emphasis="a1111",
+        clip_skip="sd1",
     ),
 }
 

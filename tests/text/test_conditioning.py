@@ -1,4 +1,4 @@
-"""Conditionings with emphasis: weights beside the ids, and every family's states that follow them."""
+"""Conditionings: weights of emphasis, chunks of long prompts, texts by role, layers, in every family."""
 
 from dataclasses import replace
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from darkroom.checkpoint.model import DenoiserSpec
 from darkroom.config import from_json, to_json
+from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.path import FlowPath
+from darkroom.errors import InputError
 from darkroom.text.clip import CLIPTextConfig, CLIPTextEncoder
 from darkroom.text.conditioning import (
     ClassConditioning,
@@ -20,8 +22,8 @@ from darkroom.text.conditioning import (
     TextPart,
     Told,
     XLConditioning,
-    count_tokens,
 )
+from darkroom.text.prompt import Texts
 from darkroom.text.t5 import T5Config, T5Encoder
 from darkroom.text.t5_tokenizer import train_unigram
 from darkroom.text.tokenizer import Tokenizer, train_bpe
@@ -93,7 +95,7 @@ def by_comfy(z: Tensor, empty: Tensor, where: slice) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
+@pytest.mark.parametrize("emphasis", ["darkroom", "a1111", "comfy"])
 def test_plain_prompts_have_the_same_bits(kind, emphasis):
     assert torch.equal(context(kind, PLAIN, emphasis), context(kind, PLAIN, "none"))
 
@@ -138,8 +140,18 @@ def test_flux_weights_t5():
     assert_parity(context("flux", STRONG, "comfy"), by_comfy(plain, empty, RED_T5))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_weights_act_as_comfys(kind):
+    assert torch.equal(context(kind, STRONG, "darkroom"), context(kind, STRONG, "comfy"))
+    nested = ["a ((red:1.25):1.2) apple", "a rocket"]
+    assert_parity(context(kind, nested, "darkroom"), context(kind, STRONG, "comfy"))
+    silent = context(kind, ["a (red:0) apple", ""], "darkroom")
+    where = RED_T5 if kind == "flux" or kind == "text_t5" else RED
+    assert_parity(silent[0, where], silent[1, where])  # a weight of 0 is the empty prompt
+
+
 @pytest.mark.parametrize("kind", ["xl", "sd3", "flux"])
-@pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
+@pytest.mark.parametrize("emphasis", ["darkroom", "a1111", "comfy"])
 def test_pooled_states_are_not_weighted(kind, emphasis):
     ours, parts = KINDS[kind]
     weighed = replace(ours, emphasis=emphasis)
@@ -172,15 +184,6 @@ def test_t5_grows_with_the_text_and_not_with_its_brackets():
     assert replace(ours, t5_grows=False).tokens(parts, ["a red apple"])[2].shape == (1, 4)
 
 
-def test_signs_of_emphasis_do_not_count_as_tokens():
-    prompt = "((a (red:1.5) apple))"
-    for ours, parts in KINDS.values():
-        plain = count_tokens(ours, parts[0], "a red apple")
-        assert count_tokens(replace(ours, emphasis="a1111"), parts[0], prompt) == plain
-        assert count_tokens(ours, parts[0], prompt) > plain
-    assert count_tokens(ClassConditioning(), CLIP_L, "a red apple") == BPE.count("a red apple")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_header_keeps_emphasis_and_old_headers_lack_it(kind):
     ours = replace(KINDS[kind][0], emphasis="comfy")
@@ -192,3 +195,133 @@ def test_the_header_keeps_emphasis_and_old_headers_lack_it(kind):
     old = text.replace(',"emphasis":"comfy"', "")
     assert old != text
     assert from_json(old, DenoiserSpec).conditioning == KINDS[kind][0]
+
+
+CHUNKED = ["text", "text_layer", "xl", "sd3"]
+
+
+def told(kind: str, prompts: list, emphasis: str, **changes) -> Condition:
+    ours, parts = KINDS[kind]
+    ours = replace(ours, emphasis=emphasis, **changes)
+    return ours.condition(parts, ours.tokens(parts, prompts), PICTURE)
+
+
+def chunks_of(kind: str, prompts: list[str]) -> Tensor:
+    """The states of texts that fit, one after the other; those of SD 3's T5 apart."""
+    states = [context(kind, [prompt], "none")[:, :LENGTH] for prompt in prompts]
+    return torch.cat(states, dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CHUNKED)
+@pytest.mark.parametrize("emphasis", ["darkroom", "a1111"])
+def test_chunks_have_marks_of_their_own_and_follow_each_other(kind, emphasis):
+    cond = told(kind, ["a red apple BREAK a rocket", "an octopus"], emphasis)
+    count = 2 * LENGTH
+    assert_parity(cond.context[:1, :count], chunks_of(kind, ["a red apple", "a rocket"]))
+    assert_parity(cond.context[1:, :count], chunks_of(kind, ["an octopus", ""]))
+    assert cond.context.shape[1] == count + (T5_LENGTH if kind == "sd3" else 0)
+    if cond.extra is not None:  # of the first chunk
+        assert_parity(cond.extra.pooled, told(kind, ["a red apple", "an octopus"], "none").extra.pooled)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("emphasis", ["darkroom", "a1111", "comfy"])
+@pytest.mark.parametrize("kind", CHUNKED)
+def test_nothing_of_a_long_prompt_is_cut(kind, emphasis):
+    long = " ".join("abcdefghijklmnopqrst")
+    cond = told(kind, [long], emphasis)
+    assert_parity(cond.context[:, : 2 * LENGTH], chunks_of(kind, [long[:27], long[28:]]))
+    assert told(kind, [long], "none").context.shape[1] == cond.context.shape[1] - LENGTH
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("emphasis", ["darkroom", "a1111", "comfy"])
+def test_each_chunk_has_its_weights(emphasis):
+    alone = [f"(a:1.5) {' '.join('bcdefghijklmn')}", "(a rocket:1.5)"]
+    parts = [told("text", [text], emphasis).context for text in alone]
+    assert_parity(told("text", [" ".join(alone)], emphasis).context, torch.cat(parts, dim=1))
+
+
+@torch.no_grad()
+def test_flux_reads_the_first_chunk_with_clip_and_all_with_t5():
+    prompt = f"{' '.join('abcdefghijkl')}, red apple"
+    cond = told("flux", [prompt], "darkroom")
+    assert_parity(cond.extra.pooled, told("flux", [prompt[: prompt.index(" red")]], "none").extra.pooled)
+    assert torch.equal(cond.context, told("flux", [prompt], "none").context)
+    assert not torch.allclose(cond.extra.pooled, told("flux", [prompt], "none").extra.pooled)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("emphasis", ["none", "darkroom", "a1111", "comfy"])
+@pytest.mark.parametrize("kind", ["xl", "sd3", "flux"])
+def test_texts_by_role(kind, emphasis):
+    texts = {"clip_l": "a rocket", "clip_g": "a (banana:1.5)", "t5": "an (octopus:1.5)"}
+    roles = [reader.role for reader in KINDS[kind][0].readers(KINDS[kind][1])]
+    mixed = told(kind, [Texts(main="a blob", **{role: texts[role] for role in roles})], emphasis)
+    alone = {role: told(kind, [texts[role]], emphasis) for role in roles}
+    widths = {"clip_l": slice(0, 8), "clip_g": slice(8, 24)}
+    if kind == "flux":
+        assert torch.equal(mixed.extra.pooled, alone["clip_l"].extra.pooled)
+        assert torch.equal(mixed.context, alone["t5"].context)
+        return
+    for role in ("clip_l", "clip_g"):
+        if (kind, emphasis) != ("sd3", "a1111"):  # which scales both together
+            ours, theirs = (c.context[:, :LENGTH, widths[role]] for c in (mixed, alone[role]))
+            assert_parity(ours, theirs)
+    if kind == "sd3":
+        assert_parity(mixed.context[:, LENGTH:], alone["t5"].context[:, LENGTH:])
+        left, right = (alone[role].extra.pooled for role in ("clip_l", "clip_g"))
+        assert_parity(mixed.extra.pooled, torch.cat([left[:, :8], right[:, 8:]], dim=1))
+    else:
+        assert_parity(mixed.extra.pooled, alone["clip_g"].extra.pooled)
+
+
+@torch.no_grad()
+def test_encoders_that_read_in_chunks_get_as_many():
+    prompt = Texts(main="a red apple", clip_g="a rocket BREAK an octopus")
+    for kind in ("xl", "sd3"):
+        context_ = told(kind, [prompt], "darkroom").context
+        left = chunks_of(kind, ["a red apple", ""])[..., :8]
+        right = chunks_of(kind, ["a rocket", "an octopus"])[..., 8:24]
+        assert_parity(context_[:, : 2 * LENGTH, :24], torch.cat([left, right], dim=-1))
+
+
+def test_a_text_for_an_encoder_that_is_not_there():
+    for kind, role, words in (
+        ("text", "clip_l", "no text encoder 'clip_l' to read a text of its own: it has clip$"),
+        ("text_t5", "t5", None),
+        ("xl", "t5", "it has clip_l and clip_g"),
+        ("flux", "clip_g", "it has clip_l and t5"),
+    ):
+        ours, parts = KINDS[kind]
+        prompts = ["a", Texts(main="a", **{role: "b"})]
+        if words is None:
+            ours.tokens(parts, prompts)
+            continue
+        with pytest.raises(InputError, match=words):
+            ours.tokens(parts, prompts)
+    refiner = XLConditioning(aesthetic=True)
+    assert [reader.role for reader in refiner.readers([CLIP_G])] == ["clip_g"]
+    with pytest.raises(InputError, match="it has none"):
+        ClassConditioning().tokens([], [Texts(main="3", t5="b")])
+    assert ClassConditioning().tokens([], [Texts(main="3")])[0].tolist() == [3]
+
+
+def test_t5_in_a_models_only_place_is_cut_at_its_length():
+    ours, parts = KINDS["text_t5"]
+    for emphasis in ("none", "darkroom"):
+        prompt = "a red apple " * 20
+        assert replace(ours, emphasis=emphasis).tokens(parts, [prompt])[0].shape == (1, T5_LENGTH)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["xl", "sd3"])
+def test_the_layer_is_counted_from_the_end(kind):
+    last, usual, first = (told(kind, PLAIN, "none", layer=layer) for layer in (-1, -2, -3))
+    assert torch.equal(usual.context, context(kind, PLAIN, "none"))
+    encoder, tokenizer = CLIP_G.encoder, CLIP_G.tokenizer
+    hidden = encoder(tokenizer.encode(PLAIN)).hidden
+    for cond, layer in ((last, -1), (first, -3)):
+        assert torch.equal(cond.context[:, :LENGTH, 8:24], hidden[layer])
+        assert torch.equal(cond.extra.pooled, usual.extra.pooled)

@@ -2,13 +2,13 @@
 
 A conditioning is data, and travels in the model's file. Its two methods are two arrows of the path: `tokens`
 turns prompts into ids, `condition` runs the text encoders on them. For models without a text a prompt is the
-number of a class, or empty. With `emphasis` prompts are read as another program reads them: (more), [less].
+number of a class, or empty. With `emphasis` prompts have (more), [less] and as many chunks as they need.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +16,19 @@ from torch import Tensor
 
 from darkroom.diffusion.denoiser import Condition
 from darkroom.errors import InputError
-from darkroom.nn.class_embedder import ClassEmbedder
 from darkroom.nn.extra import Extra
 from darkroom.nn.unet import size_embedding
+from darkroom.text.chunks import MAX_CHUNKS, Limit
 from darkroom.text.clip import CLIPTextEncoder, TextStates
-from darkroom.text.emphasis import Emphasis, emphasised, encode_spans, token_count
+from darkroom.text.emphasis import Emphasis
+from darkroom.text.encode import Ids, Reader, TextPart, check_roles, encode, read_states, split_weights
+from darkroom.text.encode import TextEncoder as TextEncoder
 from darkroom.text.ldm import LDMTextEncoder
+from darkroom.text.prompt import Prompt
 from darkroom.text.t5 import T5Encoder
 from darkroom.text.t5_tokenizer import T5Tokenizer
-from darkroom.text.tokenizer import TextTokenizer
 
-TextEncoder = CLIPTextEncoder | T5Encoder | LDMTextEncoder | ClassEmbedder
-Ids = tuple[Tensor, ...]
 Size = tuple[int, int]
-Pooled = TypeVar("Pooled", Tensor, None)
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """A text encoder and the tokenizer in front of it, which a class embedder has not."""
-
-    encoder: TextEncoder
-    tokenizer: TextTokenizer | None = None
-
-    def blank(self, ids: Tensor) -> Tensor:
-        """Ids (1, L) of the empty prompt, as long as `ids` (B, L) and on their device."""
-        assert self.tokenizer is not None
-        return self.tokenizer.encode([""], ids.shape[1]).to(ids.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +84,12 @@ class Conditioner(Protocol):
 
     encoders: ClassVar[tuple[int, int]]
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
-        """Ids of prompts for each part, on the host."""
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """The parts with their roles, and how much each reads of a prompt."""
+        ...
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
+        """Ids of prompts for each part, on the host; InputError for a prompt that cannot be read."""
         ...
 
     def condition(
@@ -128,16 +118,21 @@ class TextConditioning:
     layer: int = -1
     emphasis: Emphasis = "none"
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
-        """Ids (B, L)."""
-        return _encoded(parts, prompts, self.emphasis)
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """One, whose role is what it is."""
+        kinds = {CLIPTextEncoder: "clip", T5Encoder: "t5", LDMTextEncoder: "bert"}
+        return (_reader(kinds[type(parts[0].encoder)], parts[0], self.emphasis),)
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
+        """Ids (B, L), in chunks of the encoder's length."""
+        return encode(self.readers(parts), prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """The states (B, L, D)."""
-        ids, weights = _split(parts, ids)
-        return Condition(_read(self._states, parts, ids, weights[0], self.emphasis)[0])
+        ids, weights = split_weights(len(parts), ids)
+        return Condition(read_states(self._states, parts, ids, weights[0], self.emphasis)[0])
 
     def widths(self, parts: Sequence[TextPart]) -> tuple[int | None, int | None]:
         """The encoder's, and none."""
@@ -156,28 +151,36 @@ class XLConditioning:
     """SDXL: the last but one states of CLIP L and OpenCLIP bigG side by side, and bigG's pooled state joined
     with sizes; its refiner has bigG alone, and an `aesthetic` score.
 
-    `zero_blank` says that no prompt is zeros, not the states of the empty one, as in Stability's sampling.
+    `layer` is the state that is taken of each, counted from the end, without a final norm. `zero_blank` says
+    that no prompt is zeros, not the states of the empty one, as in Stability's sampling.
     """
 
     encoders: ClassVar[tuple[int, int]] = (1, 2)
     kind: Literal["xl"] = "xl"
     aesthetic: bool = False
     zero_blank: bool = True
+    layer: int = -2
     emphasis: Emphasis = "none"
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
-        """Ids (B, 77) for both."""
-        return _encoded(parts, prompts, self.emphasis)
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """clip_l and clip_g, or the refiner's clip_g."""
+        roles = ("clip_l", "clip_g")[-len(parts) :]
+        return tuple(_reader(role, part, self.emphasis) for role, part in zip(roles, parts, strict=True))
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
+        """Ids (B, 77 for each chunk) for both."""
+        return encode(self.readers(parts), prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
-        """Context (B, 77, 2048), and the pooled vector (B, 2816)."""
+        """Context (B, 77 for each chunk, 2048), and the pooled vector (B, 2816) of the first chunk."""
+        states = partial(_hidden, self.layer)
         read = [
-            _read(_penultimate, [part], (i,), w, self.emphasis)
-            for part, i, w in zip(parts, *_split(parts, ids), strict=True)
+            read_states(states, [part], (i,), w, self.emphasis)
+            for part, i, w in zip(parts, *split_weights(len(parts), ids), strict=True)
         ]
-        context, pooled = torch.cat([states for states, _ in read], dim=-1), read[-1][1]
+        context, pooled = torch.cat([context for context, _ in read], dim=-1), read[-1][1]
         if blank is not None and self.zero_blank:
             context = context.masked_fill(blank[:, None, None], 0)
             pooled = pooled.masked_fill(blank[:, None], 0)
@@ -196,7 +199,7 @@ class SD3Conditioning:
     """SD 3: states of CLIP L and bigG side by side, filled up with zeros to T5's width, then those of T5.
 
     Without T5, which may be left out, its tokens are zeros. `t5_length` tokens are read, or with `t5_grows`
-    as many more as the longest prompt has. The pooled vector is that of both CLIPs.
+    as many more as the longest prompt has. The pooled vector is that of both CLIPs. `layer` is as in SDXL.
     """
 
     encoders: ClassVar[tuple[int, int]] = (2, 3)
@@ -204,23 +207,35 @@ class SD3Conditioning:
     t5_length: int = 256
     t5_grows: bool = False
     context_dim: int = 4096
+    layer: int = -2
     emphasis: Emphasis = "none"
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
-        """Ids (B, 77) for both CLIPs and (B, t5_length) for T5."""
-        return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """clip_l, clip_g, and t5 if it is there."""
+        t5 = self.t5_length, self.t5_grows
+        roles = zip(("clip_l", "clip_g", "t5"), parts, strict=False)
+        return tuple(_reader(role, part, self.emphasis, t5) for role, part in roles)
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
+        """Ids (B, 77 for each chunk) for both CLIPs and (B, t5_length) for T5."""
+        return encode(self.readers(parts), prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
-        """Context (B, 77 + t5_length, context_dim), and the pooled vector (B, 2048)."""
-        ids, weights = _split(parts, ids)
+        """Context (B, 77 for each chunk + t5_length, context_dim), and the first chunk's pooled vector
+        (B, 2048).
+        """
+        ids, weights = split_weights(len(parts), ids)
+        states = partial(_hidden, self.layer)
         # A1111 restores one mean of both CLIPs, and leaves T5 as it is.
-        both, pooled = _read(_penultimate, parts[:2], ids[:2], weights[0], self.emphasis)
+        both, pooled = read_states(
+            states, parts[:2], ids[:2], _side_by_side(parts[:2], weights), self.emphasis
+        )
         clip = F.pad(both, (0, self.context_dim - both.shape[-1]))
         if len(parts) > 2:
-            t5_weights = weights[2] if self.emphasis == "comfy" else None
-            t5 = _read(_output, parts[2:], ids[2:], t5_weights, self.emphasis)[0].to(clip.dtype)
+            t5_weights = None if self.emphasis == "a1111" else weights[2]
+            t5 = read_states(_output, parts[2:], ids[2:], t5_weights, self.emphasis)[0].to(clip.dtype)
         else:
             t5 = clip.new_zeros(len(clip), self.t5_length, self.context_dim)
         return Condition(torch.cat([clip, t5], dim=1), Extra(pooled=pooled))
@@ -233,7 +248,7 @@ class SD3Conditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class FluxConditioning:
-    """FLUX.1: the states of T5, padding too, and the pooled state of CLIP L.
+    """FLUX.1: the states of T5, padding too, and the pooled state of CLIP L, of a prompt's first chunk.
 
     `distilled` networks are told the guidance scale, which then costs no second call.
     """
@@ -245,17 +260,25 @@ class FluxConditioning:
     distilled: bool = True
     emphasis: Emphasis = "none"
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """clip_l and t5."""
+        clip = _reader("clip_l", parts[0], self.emphasis)
+        first = replace(clip.limit, chunks=1, first_only=self.emphasis != "none")
+        return replace(clip, limit=first), _reader(
+            "t5", parts[1], self.emphasis, (self.t5_length, self.t5_grows)
+        )
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
         """Ids (B, 77) for CLIP and (B, t5_length) for T5."""
-        return _encoded(parts, prompts, self.emphasis, self.t5_length, self.t5_grows)
+        return encode(self.readers(parts), prompts, self.emphasis)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
     ) -> Condition:
         """Context (B, t5_length, 4096), the pooled vector (B, 768), and the guidance scale (B,)."""
-        ids, weights = _split(parts, ids)
+        ids, weights = split_weights(len(parts), ids)
         pooled = parts[0].encoder(ids[0]).pooled
-        context, _ = _read(_output, parts[1:], ids[1:], weights[1], self.emphasis)
+        context, _ = read_states(_output, parts[1:], ids[1:], weights[1], self.emphasis)
         scales = torch.full((len(pooled),), picture.guidance_scale, device=pooled.device)
         extra = Extra(pooled=pooled, guidance=scales if self.distilled else None)
         return Condition(context, extra)
@@ -277,9 +300,14 @@ class ClassConditioning:
     kind: Literal["class"] = "class"
     classes: int = 1000
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """None: a number is no text."""
+        return ()
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
         """Labels (B,); InputError for a prompt that is no class number, unless it is empty."""
-        return (torch.tensor([self._label(prompt) for prompt in prompts]),)
+        check_roles((), prompts)
+        return (torch.tensor([self._label(_main(prompt)) for prompt in prompts]),)
 
     def condition(
         self, parts: Sequence[TextPart], ids: Ids, picture: Told, blank: Tensor | None = None
@@ -312,9 +340,14 @@ class NoConditioning:
     encoders: ClassVar[tuple[int, int]] = (0, 0)
     kind: Literal["none"] = "none"
 
-    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[str]) -> Ids:
+    def readers(self, parts: Sequence[TextPart]) -> tuple[Reader, ...]:
+        """None."""
+        return ()
+
+    def tokens(self, parts: Sequence[TextPart], prompts: Sequence[Prompt]) -> Ids:
         """Nothing; InputError for a prompt that is not empty."""
-        if text := next((prompt for prompt in prompts if prompt.strip()), None):
+        check_roles((), prompts)
+        if text := next((text for prompt in prompts if (text := _main(prompt)).strip()), None):
             raise InputError(f"this model takes no prompt: leave it empty, not {text!r}")
         return ()
 
@@ -339,72 +372,36 @@ Conditioning = (
 )
 
 
-def room(conditioning: Conditioning, part: TextPart) -> int:
-    """How many tokens of a prompt are read by a part, its marks not counted: any number where T5 grows."""
-    assert part.tokenizer is not None
-    t5 = isinstance(part.tokenizer, T5Tokenizer)
-    if t5 and isinstance(conditioning, SD3Conditioning | FluxConditioning):
-        return sys.maxsize if conditioning.t5_grows else conditioning.t5_length - 1  # the end mark takes one
-    return part.tokenizer.context_length - (1 if t5 else 2)
+def _reader(role: str, part: TextPart, emphasis: Emphasis, t5: tuple[int, bool] | None = None) -> Reader:
+    """A part with its limit: T5 reads its length at once, the others in chunks where prompts have signs."""
+    tokenizer = part.tokenizer
+    assert tokenizer is not None
+    if isinstance(tokenizer, T5Tokenizer):
+        length, grows = t5 or (tokenizer.context_length, False)
+        return Reader(role, part, Limit(length=length, grows=grows))
+    chunks = 1 if emphasis == "none" else MAX_CHUNKS
+    return Reader(role, part, Limit(length=tokenizer.context_length, chunks=chunks))
 
 
-def count_tokens(conditioning: Conditioning, part: TextPart, prompt: str) -> int:
-    """How many tokens a prompt has for a part, before any cut; marks and signs of emphasis do not count."""
-    assert part.tokenizer is not None
-    plain = isinstance(conditioning, ClassConditioning | NoConditioning)
-    return token_count(part.tokenizer, prompt, "none" if plain else conditioning.emphasis)
+def _main(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else prompt.main
 
 
-def _encoded(
-    parts: Sequence[TextPart],
-    prompts: Sequence[str],
-    emphasis: Emphasis,
-    t5_length: int | None = None,
-    t5_grows: bool = False,
-) -> Ids:
-    """Ids for each part, and with emphasis the weights of their tokens after them."""
-    rows = []
-    for part in parts:
-        assert part.tokenizer is not None
-        length = t5_length if isinstance(part.tokenizer, T5Tokenizer) else None
-        if length is not None and t5_grows:
-            longest = max(token_count(part.tokenizer, prompt, emphasis) for prompt in prompts)
-            length = max(length, longest + 1)
-        if emphasis == "none":
-            rows.append((part.tokenizer.encode(prompts, length),))
-        else:
-            rows.append(encode_spans(part.tokenizer, prompts, emphasis, length))
-    return tuple(tensor for kind in zip(*rows, strict=True) for tensor in kind)
-
-
-def _split(parts: Sequence[TextPart], ids: Ids) -> tuple[Ids, tuple[Tensor | None, ...]]:
-    """The ids of the parts, and the weights of their tokens or None for each."""
-    return ids[: len(parts)], ids[len(parts) :] or (None,) * len(parts)
-
-
-def _read(
-    reader: Callable[[Sequence[TextPart], Ids], tuple[Tensor, Pooled]],
-    parts: Sequence[TextPart],
-    ids: Ids,
-    weights: Tensor | None,
-    emphasis: Emphasis,
-) -> tuple[Tensor, Pooled]:
-    """What `reader` makes of the parts' ids, its states with the weights (B, L) of their tokens."""
-    states, pooled = reader(parts, ids)
-    if weights is None or emphasis == "none":
-        return states, pooled
-
-    def empty() -> Tensor:
-        return reader(parts, tuple(part.blank(i) for part, i in zip(parts, ids, strict=True)))[0]
-
-    return emphasised(states, weights, emphasis, empty), pooled
-
-
-def _penultimate(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, Tensor]:
-    """The last but one states of CLIPs, and their pooled ones, side by side."""
+def _hidden(layer: int, parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, Tensor]:
+    """CLIPs' states of a layer, counted from the end, and their pooled ones, side by side."""
     states: list[TextStates] = [part.encoder(i) for part, i in zip(parts, ids, strict=True)]
-    hidden, pooled = ([s.hidden[-2] for s in states], [s.pooled for s in states])
+    hidden, pooled = ([s.hidden[layer] for s in states], [s.pooled for s in states])
     return torch.cat(hidden, dim=-1), torch.cat(pooled, dim=-1)
+
+
+def _side_by_side(parts: Sequence[TextPart], weights: Sequence[Tensor | None]) -> Tensor | None:
+    """The weights of each part's tokens (B, L) for each channel of all parts' states (B, L, D)."""
+    sides = [
+        w[:, :, None].expand(-1, -1, part.encoder.config.width)
+        for part, w in zip(parts, weights, strict=False)
+        if w is not None
+    ]
+    return torch.cat(sides, dim=-1) if sides else None
 
 
 def _output(parts: Sequence[TextPart], ids: Ids) -> tuple[Tensor, None]:

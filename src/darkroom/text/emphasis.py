@@ -1,137 +1,168 @@
-"""Emphasis in prompts, (more), (much more:1.3) and [less], as AUTOMATIC1111's web UI and ComfyUI read it.
+"""Emphasis in prompts: (more), (much more:1.3) and [less], as it is read here, by A1111 and by ComfyUI.
 
-A prompt is parsed into spans, whose tokens carry the span's weight; the weights then act on the text states.
-Both programs' grammars and formulas are read from their sources: `modules/prompt_parser.py` and
-`modules/sd_emphasis.py` of the one, `comfy/sd1_clip.py` of the other.
+A prompt is parsed into spans, whose tokens carry the span's weight. The other programs' grammars are read
+from their sources: `modules/prompt_parser.py` of AUTOMATIC1111's web UI and `comfy/sd1_clip.py`.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from darkroom.text.tokenizer import TextTokenizer
-
-Syntax = Literal["a1111", "comfy"]
-Emphasis = Literal["none", "a1111", "comfy"]
+# Whose grammar prompts are read by, and with it how weights act and whether long prompts are read in chunks:
+# "none" is a prompt without signs, whose end is cut.
+Emphasis = Literal["none", "darkroom", "a1111", "comfy"]
 
 STRONGER = 1.1  # what a bracket without a number multiplies by
-# Escapes, a number that closes a bracket (of so few digits that it is finite), brackets, and text between.
-A1111 = re.compile(r"\\[()\[\]\\]|\\|:\s*([+-]?(?:\d{1,99}\.?\d*|\.\d+))\s*\)|[()\[\]:]|[^\\()\[\]:]+")
+NUMBER = r"[+-]?(?:\d{1,99}\.?\d*|\.\d+)"  # of so few digits that it is finite
+CLOSING = {")": "(", "]": "["}
+# Escapes, a number that closes a bracket, brackets, and text between.
+A1111 = re.compile(rf"\\[()\[\]\\]|\\|:\s*({NUMBER})\s*\)|[()\[\]:]|[^\\()\[\]:]+")
+DARKROOM = re.compile(rf"\\[()\[\]{{}}|:\\_]|\\|:\s*({NUMBER})\s*\)|[()\[\]:]|[^\\()\[\]:]+")
 COMFY = re.compile(r"\\[()]|.", re.DOTALL)
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
+SIGNS = {
+    "none": re.compile(r"(?!)"),
+    "darkroom": re.compile(r"\\.|[()\[\]]", re.DOTALL),
+    "a1111": re.compile(r"\\.|[()\[\]]", re.DOTALL),
+    "comfy": re.compile(r"\\[()]|[()]"),
+}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a prompt, without its brackets, and the weight of its tokens."""
+    """A part of a prompt, without its brackets, and the weight of its tokens.
+
+    One that `starts_chunk` has no text, and stands where what follows begins a chunk of tokens.
+    """
 
     text: str
     weight: float = 1.0
+    starts_chunk: bool = False
 
 
-def parse_emphasis(prompt: str, syntax: Syntax) -> list[Span]:
+def parse_emphasis(prompt: str, syntax: Emphasis) -> list[Span]:
     r"""The spans of a prompt in their order, at least one; any text is a prompt.
 
-    a1111: ( ) multiply by 1.1, [ ] divide by it, (text:1.3) multiplies by 1.3, and brackets that are not
-    closed end with the prompt; \( \) \[ \] \\ are the signs themselves, other backslashes vanish. Neighbours
-    of one weight are one span.
+    darkroom: ( ) multiply by 1.1, [ ] divide by it, (text:1.3) multiplies by 1.3; brackets without their
+    other half are text. \( \) \[ \] \{ \} \| \: \_ and \\ are the signs themselves, other backslashes are
+    text. BREAK starts a chunk.
+
+    a1111: the same, but brackets that are not closed end with the prompt, ( ) and [ ] may overlap, only
+    \( \) \[ \] \\ are the signs themselves and other backslashes vanish, and BREAK within brackets is a word.
 
     comfy: ( ) multiply by 1.1, (text:1.3) makes the weight 1.3 whatever is around it, and brackets without
     their other half are text; \( and \) are the signs themselves.
+
+    none: all is text. Neighbours of one weight are one span but in comfy.
     """
-    spans = _a1111(prompt) if syntax == "a1111" else _comfy(prompt)
-    return [span for span in spans if span.text] or [Span("")]
-
-
-def encode_spans(
-    tokenizer: TextTokenizer, prompts: Sequence[str], syntax: Syntax, length: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ids (B, length), int64, and weights (B, length), float32, of prompts whose spans are read one by one.
-
-    Marks and padding have weight 1. `length` is the tokenizer's own unless given. Raises InputError if it
-    leaves no room for a token.
-    """
-    ids = tokenizer.encode([""] * len(prompts), length)
-    weights = torch.ones(ids.shape)
-    if not prompts:
-        return ids, weights
-    start = ids[0].tolist().index(tokenizer.eos_token_id)
-    for row, prompt in enumerate(prompts):
-        tokens, factors = _tokens(tokenizer, parse_emphasis(prompt, syntax))
-        count = min(len(tokens), ids.shape[1] - start - 1)
-        end = start + count
-        ids[row, end:] = ids[row, start : ids.shape[1] - count].clone()  # the end mark and padding move up
-        ids[row, start:end] = torch.tensor(tokens[:count], dtype=torch.int64)
-        weights[row, start:end] = torch.tensor(factors[:count])
-    return ids, weights
-
-
-def token_count(tokenizer: TextTokenizer, prompt: str, emphasis: Emphasis) -> int:
-    """How many tokens a prompt has without marks and without the signs of emphasis, before any cut."""
-    if emphasis == "none":
-        return tokenizer.count(prompt)
-    return len(_tokens(tokenizer, parse_emphasis(prompt, emphasis))[0])
-
-
-def emphasised(states: Tensor, weights: Tensor, syntax: Syntax, empty: Callable[[], Tensor]) -> Tensor:
-    """Text states (B, L, D) with the weights (B, L) of their tokens; where all are 1, the same bits.
-
-    a1111 multiplies by the weights and brings each prompt's mean over all of its tokens and channels back.
-    comfy goes from `empty`, the states (1, L, D) of the empty prompt, to a token's state and beyond it.
-    """
-    plain = weights == 1  # (B, L)
-    if bool(plain.all()):
-        return states
-    wide, factor = states.float(), weights[:, :, None].float()
+    if syntax == "none":
+        return [Span(prompt)]
     if syntax == "comfy":
-        base = empty().float()
-        return torch.where(plain[:, :, None], states, ((wide - base) * factor + base).to(states.dtype))
-    changed = wide * factor
-    changed = changed * (wide.mean(dim=(1, 2), keepdim=True) / changed.mean(dim=(1, 2), keepdim=True))
-    return torch.where(plain.all(dim=1)[:, None, None], states, changed.to(states.dtype))
+        spans = _comfy(prompt)
+    elif syntax == "a1111":
+        spans = _merged([_settled(span) for span in _multiplied(prompt, A1111)])
+    else:
+        strays = frozenset(stray_brackets(prompt, syntax))
+        spans = _merged([_settled(span, any_weight=True) for span in _multiplied(prompt, DARKROOM, strays)])
+    return [span for span in spans if span.text or span.starts_chunk] or [Span("")]
 
 
-def _tokens(tokenizer: TextTokenizer, spans: Sequence[Span]) -> tuple[list[int], list[float]]:
-    """Ids without marks, and the weight of each."""
-    read = tokenizer.backend.encode(
-        [span.text for span in spans], is_pretokenized=True, add_special_tokens=False
-    )
-    return read.ids, [1.0 if index is None else spans[index].weight for index in read.word_ids]
+def stray_brackets(prompt: str, syntax: Emphasis) -> list[int]:
+    """Where in a prompt there are brackets without their other half, in order.
+
+    In a1111 the two kinds are paired each on its own; elsewhere what is in a bracket is whole.
+    """
+    signs = [(match.start(), match[0]) for match in SIGNS[syntax].finditer(prompt) if len(match[0]) == 1]
+    if syntax != "a1111":
+        return sorted(unpaired(signs, CLOSING))
+    kinds = ([pair for pair in signs if pair[1] in kind] for kind in ("()", "[]"))
+    return sorted(place for kind in kinds for place in unpaired(kind, CLOSING))
 
 
-def _a1111(prompt: str) -> list[Span]:
+def unpaired(signs: Iterable[tuple[int, str]], closing: Mapping[str, str]) -> list[int]:
+    """The places of brackets without their other half, in no order, what is in a bracket being whole.
+
+    `closing` has the opening bracket of each closing one.
+    """
+    opened: list[tuple[int, str]] = []
+    strays: list[int] = []
+    count = dict.fromkeys(closing.values(), 0)
+    for place, sign in signs:
+        if sign in count:
+            opened.append((place, sign))
+            count[sign] += 1
+            continue
+        if not count[closing[sign]]:
+            strays.append(place)
+            continue
+        while True:  # what was opened within and not closed is stray
+            start, opener = opened.pop()
+            count[opener] -= 1
+            if opener == closing[sign]:
+                break
+            strays.append(start)
+    return strays + [place for place, _ in opened]
+
+
+def _multiplied(prompt: str, pattern: re.Pattern[str], strays: Collection[int] = ()) -> list[Span]:
+    """Spans whose weights are the products of all brackets around them; `strays` are brackets that are
+    text.
+    """
     spans: list[Span] = []
     closing = {")": STRONGER, "]": 1 / STRONGER}
     opened: dict[str, list[int]] = {")": [], "]": []}  # the first span within each bracket that is open
 
     def close(bracket: str, factor: float) -> None:
         start = opened[bracket].pop()
-        spans[start:] = [Span(span.text, span.weight * factor) for span in spans[start:]]
+        spans[start:] = [Span(span.text, span.weight * factor, span.starts_chunk) for span in spans[start:]]
 
-    for match in A1111.finditer(prompt):
+    for match in pattern.finditer(prompt):
         sign, number = match[0], match[1]
-        if sign in ("(", "["):
+        place = match.start() if number is None else match.end() - 1
+        if place in strays:
+            spans.append(Span(sign))
+        elif sign in ("(", "["):
             opened[")" if sign == "(" else "]"].append(len(spans))
         elif number is not None and opened[")"]:
             close(")", float(number))
         elif opened.get(sign):
             close(sign, closing[sign])
         else:
-            spans.append(Span(sign.removeprefix("\\")))
+            spans += _text(sign, pattern)
     for bracket, factor in closing.items():
         while opened[bracket]:
             close(bracket, factor)
-    return _merged(spans)
+    return spans
+
+
+def _text(sign: str, pattern: re.Pattern[str]) -> Iterator[Span]:
+    """An escaped sign, or text in which each BREAK is a span of its own."""
+    if sign.startswith("\\"):
+        yield Span("\\" if sign == "\\" and pattern is DARKROOM else sign[1:])
+        return
+    first, *others = BREAK.split(sign)
+    yield Span(first)
+    for part in others:
+        yield Span("BREAK", -1.0, starts_chunk=True)
+        yield Span(part)
+
+
+def _settled(span: Span, *, any_weight: bool = False) -> Span:
+    """A BREAK without its text; A1111 knows one by a weight of -1, which brackets change, and which is a word
+    then.
+    """
+    if not span.starts_chunk:
+        return span
+    return Span("", 1.0, starts_chunk=True) if any_weight or span.weight == -1 else Span("BREAK", span.weight)
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:
     merged: list[Span] = []
     for span in spans:
-        if merged and merged[-1].weight == span.weight:
+        last = merged[-1] if merged else None
+        if last and last.weight == span.weight and not (span.starts_chunk or last.starts_chunk):
             span = Span(merged.pop().text + span.text, span.weight)
         merged.append(span)
     return merged
