@@ -3,7 +3,7 @@
 Tiny random models of every family are drawn by both, from the same seed; the error of a step is relative,
 |ours - theirs| / |theirs|, and the table has the largest of all steps. Writes docs/compat.md's table.
 
-    python benchmarks/conformance.py [--write]
+    python -m benchmarks.conformance [--write]
 """
 
 import argparse
@@ -101,36 +101,37 @@ def shown() -> Iterator[Row]:
 
 
 LEADING = {**SD_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
+LINSPACE = {**SD_BETAS, "timestep_spacing": "linspace"}
 TRAILING = {**SD_BETAS, "timestep_spacing": "trailing"}
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
-# (which models, the scheduler's class, its config)
-SCHEDULERS: list[tuple[str, str, dict[str, Any]]] = [
-    ("vp", "DDIMScheduler", {**TRAILING, "clip_sample": False}),
-    ("vp", "DDPMScheduler", {**TRAILING, "clip_sample": False}),
-    ("vp", "PNDMScheduler", {**LEADING, "skip_prk_steps": True}),
-    ("vp", "EulerDiscreteScheduler", TRAILING),
-    ("vp", "EulerDiscreteScheduler", {**LEADING, "use_karras_sigmas": True}),
-    ("vp", "EulerAncestralDiscreteScheduler", LEADING),
-    ("vp", "HeunDiscreteScheduler", LEADING),
-    ("vp", "KDPM2DiscreteScheduler", LEADING),
-    ("vp", "LMSDiscreteScheduler", LEADING),
-    ("vp", "DPMSolverMultistepScheduler", LEADING),
-    ("vp", "DPMSolverMultistepScheduler", {**LEADING, "use_karras_sigmas": True}),
-    ("vp", "DPMSolverMultistepScheduler", {**LEADING, "algorithm_type": "sde-dpmsolver++"}),
-    ("vp", "UniPCMultistepScheduler", LEADING),
-    ("vp", "DEISMultistepScheduler", LEADING),
-    ("vp", "LCMScheduler", {**SD_BETAS, "original_inference_steps": 50}),
-    ("vp", "TCDScheduler", {**SD_BETAS, "original_inference_steps": 50}),
-    ("flow", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-    ("flow", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
-    ("flow", "DPMSolverMultistepScheduler", FLOW),
-    ("flow", "UniPCMultistepScheduler", FLOW),
+# (which models, the scheduler's class, its config, options of their call)
+SCHEDULERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("vp", "DDIMScheduler", {**TRAILING, "clip_sample": False}, {}),
+    ("vp", "DDIMScheduler", {**LINSPACE, "clip_sample": False}, {}),
+    ("vp", "DDPMScheduler", {**TRAILING, "clip_sample": False}, {}),
+    ("vp", "PNDMScheduler", {**LEADING, "skip_prk_steps": True}, {}),
+    ("vp", "EulerDiscreteScheduler", TRAILING, {}),
+    ("vp", "EulerDiscreteScheduler", LINSPACE, {}),
+    ("vp", "EulerAncestralDiscreteScheduler", LEADING, {}),
+    ("vp", "HeunDiscreteScheduler", LEADING, {}),
+    ("vp", "KDPM2DiscreteScheduler", LEADING, {}),
+    ("vp", "DPMSolverMultistepScheduler", TRAILING, {}),
+    ("vp", "DPMSolverMultistepScheduler", {**LEADING, "use_karras_sigmas": True}, {}),
+    ("vp", "DPMSolverMultistepScheduler", {**TRAILING, "algorithm_type": "sde-dpmsolver++"}, {}),
+    ("vp", "UniPCMultistepScheduler", TRAILING, {}),
+    ("vp", "DEISMultistepScheduler", TRAILING, {}),
+    ("vp", "LCMScheduler", {**SD_BETAS, "original_inference_steps": 50}, {}),
+    ("vp", "TCDScheduler", {**SD_BETAS, "original_inference_steps": 50}, {"eta": 0.3}),
+    ("flow", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {}),
+    ("flow", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+    ("flow", "DPMSolverMultistepScheduler", FLOW, {}),
+    ("flow", "UniPCMultistepScheduler", FLOW, {}),
 ]
 
 
 def schedulers() -> Iterator[Row]:
     """SD 1.5, SDXL and SD 3 with other schedulers, whose configs say how ours are to sample."""
-    for path, cls, config in SCHEDULERS:
+    for path, cls, config, call in SCHEDULERS:
         for name, build in {"vp": (("sd15", sd15), ("sdxl", sdxl)), "flow": (("sd3", sd3),)}[path]:
             folder = Path(mkdtemp())
             pipe = build(folder)
@@ -140,7 +141,7 @@ def schedulers() -> Iterator[Row]:
             ours, theirs = text_options(name)
             told = ", ".join(f"{k}={v}" for k, v in config.items() if k not in SD_BETAS)
             what = f"{cls.removesuffix('Scheduler')} ({told})" if told else cls.removesuffix("Scheduler")
-            yield row(name, what, mine, pipe, ours, theirs)
+            yield row(name, what, mine, pipe, ours, theirs | call)
 
 
 def main() -> None:

@@ -67,6 +67,16 @@ def test_parts_count(big: Path, tmp_path: Path) -> None:
     assert Origin(path=big, parts=(part,)).weights == weights_hash(big, part) != weights_hash(big)
 
 
+def test_bytes_do_not_move_between_files(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    hashes = set()
+    for first, second in ((b"ab", b"c"), (b"a", b"bc")):
+        a.write_bytes(first)
+        b.write_bytes(second)
+        hashes |= {weights_hash(a, b), weights_hash(b, a)}
+    assert len(hashes) == 4
+
+
 def test_bundled_models_differ() -> None:
     hashes = {weights_hash(folder) for folder in bundled().values()}
     assert len(hashes) == len(bundled())

@@ -66,6 +66,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Noise level": ({"pictures": Pictures(noise_level=50)}, {"noise_level": 50}),
     "Sizes": ({"sizes": Sizes(original=(512, 300))}, {"sizes": Sizes(original=(512, 300))}),
     "Hires": ({"hires": Hires(scale=1.5, steps=9)}, {"hires": Hires(scale=1.5, steps=9)}),
+    "Refine": ({"refine": "diffusion"}, {"refine": "diffusion"}),
     "Image hash": ({"pictures": Pictures(image=IMAGE)}, None),
     "Mask hash": ({"pictures": Pictures(mask=IMAGE[:, :1] / 2 + 0.5)}, None),
     "Control hash": ({"pictures": Pictures(control=IMAGE)}, None),

@@ -184,6 +184,8 @@ def test_the_file_shows_each_step(pipe: Pipeline, tmp_path: Path) -> None:
         previews(progress)
         if path.exists() and path.read_bytes() != before:
             writes.append(progress.done)
+            expected = FOUR(progress.step.denoised, scale=32, smooth=True)[0]
+            assert Image.open(path).tobytes() == expected.tobytes()
             sizes.append(Image.open(path).size)
 
     result = pipe("red apple", seed=1, steps=5, on_step=on_step)

@@ -10,7 +10,10 @@ from PIL import Image
 
 import darkroom
 from darkroom import cli_replay
+from darkroom.diffusion.guidance_settings import Guidance
 from darkroom.diffusion.samplers.table import SAMPLERS
+from darkroom.edit.hires import Hires
+from darkroom.edit.regions import Region
 from darkroom.errors import DarkroomError, InputError
 from darkroom.images import format_parameters, parse_parameters, read_parameters, save_png
 from darkroom.origin import Origin
@@ -98,12 +101,18 @@ def test_every_sampler_draws_the_same_bytes(
         {"sigmas": [0.9, 0.5, 0.2, 0.0]},
         {"end_step": 2},
         {"width": 48, "height": 24, "guidance_scale": 1 / 3},
+        {"guidance": Guidance(rescale=0.5, interval=(0.0, 0.6))},
+        {"regions": [Region(prompt="a rocket", box=(0.5, 0, 1, 1))]},
+        {"seamless": "xy", "clip_skip": 2},
+        {"hires": Hires(scale=1.5, steps=2)},
+        {"sampler": "ddim", "sampler_options": {"eta": 0.3}},
+        {"schedule": "karras", "schedule_options": {"rho": 3.0}},
     ],
     ids=str,
 )
 def test_options_come_back(pipe: Pipeline, folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    steps = {} if "sigmas" in options else {"steps": 4}
-    result = pipe("red apple", seed=7, count=4, sampler="euler_ancestral", **steps, **options)
+    usual = {"sampler": "euler_ancestral"} | ({} if "sigmas" in options else {"steps": 4})
+    result = pipe("red apple", seed=7, count=4, **usual | options)
     found = again(write(tmp_path / "a.png", result, 3), folder)
     assert found.same and found.reasons == ()
 

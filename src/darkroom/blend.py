@@ -31,6 +31,4 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor, *, dim: int | tuple[int, ...]
     parallel = (cosine.abs() > 1 - PARALLEL) | (lengths == 0)
     sine = torch.where(parallel, 1.0, angle.sin())
     arc = ((1 - share) * angle).sin() / sine * x + (share * angle).sin() / sine * y
-    mixed = torch.where(parallel, torch.lerp(x, y, share.expand_as(x)), arc)
-    mixed = torch.where(share == 0, x, torch.where(share == 1, y, mixed))
-    return mixed.to(a.dtype)
+    return torch.where(parallel, torch.lerp(x, y, share.expand_as(x)), arc).to(a.dtype)

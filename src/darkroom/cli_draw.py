@@ -147,7 +147,7 @@ def generate(
     previews: Annotated[Previews, arg(name="")] = NO_PREVIEWS,
     region: Words = (),
     wildcards: Annotated[tuple[Path, ...], UseAppendAction] = (),
-    grid: Words = (),
+    grid: tuple[str, ...] = (),
     refiner_start: MaybeFloat = None,
     refine: Literal["no", "regression", "diffusion"] = "no",
     report: bool = False,

@@ -173,6 +173,10 @@ class NoiseSource(Protocol):
         """Noise of the latents' shape for the step between two levels."""
         ...
 
+    def row(self, number: int) -> "NoiseSource":
+        """That of one picture of the batch alone."""
+        ...
+
 
 class NamedNoise:
     """Named streams of each picture's own seed: the same for any batch and grid of steps."""
@@ -188,6 +192,10 @@ class NamedNoise:
     def like(self, tensor: Tensor, name: str) -> Tensor:
         """Noise of a tensor's shape, by name; one picture for all takes the first seed."""
         return image_noise(self.seeds[: len(tensor)], tensor.shape[1:], name).to(tensor.device, tensor.dtype)
+
+    def row(self, number: int) -> "NamedNoise":
+        """That of one picture of the batch alone, the same numbers."""
+        return NamedNoise(self.seeds[number : number + 1], self.shape)
 
 
 class TorchNoise:
@@ -211,6 +219,12 @@ class TorchNoise:
     def between(self, sigma: float, sigma_next: float) -> Tensor:
         """Noise of the latents' shape; the levels do not matter here."""
         return self._draw(self.count, self.shape)
+
+    def row(self, number: int) -> "TorchNoise":
+        """That of one picture of the batch alone, in turn from its own generator or from the one for all."""
+        one = TorchNoise([0], self.shape, each=False)
+        one.generators = [self.generators[number if len(self.generators) > 1 else 0]]
+        return one
 
     def _draw(self, count: int, shape: Sequence[int]) -> Tensor:
         if len(self.generators) == 1:

@@ -312,6 +312,7 @@ ROWS = (
     _row("Noise level", "noise_level", _noise_level, int),
     _tree("Sizes", "sizes", Sizes, Sizes()),
     _tree("Hires", "hires", Hires, None),
+    _plain("Refine", "refine", str, None),
     _seen("Image hash", "image"),
     _seen("Mask hash", "mask"),
     _seen("Control hash", "control"),

@@ -158,7 +158,7 @@ class Pipeline:
         if output not in ("image", "latents"):
             raise unknown("output", str(output), ("image", "latents"))
         request = self.request(prompt, **options)
-        watch = Watch(self._total_steps(request), on_step)
+        watch = Watch(self.total_steps(request), on_step)
         with torch.no_grad():
             images, latents = self._suited(request)._run(request, watch, images=output == "image")
         return Result(
@@ -329,7 +329,7 @@ class Pipeline:
             model = seamless_model(model, wrap)
         return self if model is self.model else Pipeline(model, name=self.name, origin=self.origin)
 
-    def _total_steps(self, request: Request) -> int:
+    def total_steps(self, request: Request) -> int:
         """The sampler steps of a call, over all batches and both passes."""
         count = len(sigmas(request, self.model)) - 1
         if request.hires is not None:
@@ -370,7 +370,7 @@ class Pipeline:
         for (pipe, reader), part in zip(runs, levels, strict=True):
             if len(part) < 2:  # the other one does it all
                 continue
-            if pipe is not self:
+            if reader is not runs[0][1]:
                 cond, uncond = reader(batch)
                 begun = replace(begun, x=x, cond=cond, uncond=uncond)
             for step in pipe.denoise(request, batch, begun, part, noise):

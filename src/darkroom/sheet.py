@@ -20,7 +20,6 @@ from darkroom.images import Parameters, format_parameters, grid, save_png
 from darkroom.options import TYPES, Options
 from darkroom.pipeline import Pipeline, Result
 from darkroom.progress import Progress
-from darkroom.request import stages
 
 CELLS = "cells"  # the text chunk of a sheet's PNG with the parameters of every cell
 MOST = 1000  # cells
@@ -203,10 +202,9 @@ def _check(pipe: Pipeline, cell: _Cell) -> int:
     """How many steps a cell takes; InputError, naming the cell, if it is impossible."""
     try:
         request = pipe.request(cell.prompt, **cell.options)
-        levels = stages(request, pipe.model)
     except InputError as error:
         raise InputError(f"the cell {cell.name}: {error}") from error
-    return sum(len(part) - 1 for part in levels) * len(request.batches())
+    return pipe.total_steps(request)
 
 
 def _draw(

@@ -20,6 +20,7 @@ from darkroom.diffusion.denoiser import Denoiser
 from darkroom.diffusion.samplers.cards import CARDS as SAMPLERS
 from darkroom.diffusion.schedule_cards import CARDS as SCHEDULES
 from darkroom.families import FAMILIES
+from darkroom.nn.unet import UNetConfig
 
 NAMED = [
     ("sdxl", "sd_xl_turbo_1.0_fp16", "SDXL-Turbo", 1, 1.0),
@@ -236,7 +237,7 @@ def test_a_folder_of_lcms_pipeline(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     _edit(tmp_path / "model" / "model_index.json", _class_name="LatentConsistencyModelPipeline")
     model = load_any(tmp_path / "model")
-    assert model.network.config.guidance_dim == 256
+    assert isinstance(model.network.config, UNetConfig) and model.network.config.guidance_dim == 256
     d = model.spec.defaults
     assert (d.steps, d.guidance_scale, d.sampler, d.schedule) == (4, 8.0, "lcm", "lcm")
 

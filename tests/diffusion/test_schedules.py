@@ -57,7 +57,7 @@ DDIM_STAYS = ("leading", "leading_0", "trailing", "linspace")
 
 
 @pytest.mark.parametrize(("name", "path"), ALLOWED)
-@pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 999, 1000])
 def test_levels_fall_to_the_final_one(name, path, steps):
     path, steps = PATHS[path], min(steps, 50) if name == "lcm" else steps
     sigmas = SCHEDULES[name](path, steps)

@@ -27,7 +27,16 @@ IMG2IMG = {
     "FluxPipeline": "FluxImg2ImgPipeline",
 }
 # diffusers keeps the latents of these at unit variance, where ours have the noise added to them.
-UNIT_VARIANCE = (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler)
+UNIT_VARIANCE = (
+    diffusers.DDIMScheduler,
+    diffusers.DDPMScheduler,
+    diffusers.DEISMultistepScheduler,
+    diffusers.DPMSolverMultistepScheduler,
+    diffusers.LCMScheduler,
+    diffusers.PNDMScheduler,
+    diffusers.TCDScheduler,
+    diffusers.UniPCMultistepScheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,20 @@ def draw_theirs(
     latents = recorded(pipe)
     given = {} if prompts is None else {"prompt": prompts}
     images = pipe(**given, generator=torch.Generator().manual_seed(5), output_type="np", **options).images
-    assert len(latents) == len(levels) - 1
+    latents = ends_of_steps(latents, len(levels) - 1)
     steps = [in_our_scale(pipe, x, level, path) for x, level in zip(latents, levels[1:], strict=True)]
     return Drawn(steps, images)
+
+
+def ends_of_steps(latents: list[Tensor], steps: int) -> list[Tensor]:
+    """What a scheduler made at the end of each step, where it took some in two calls.
+
+    PLMS takes the first one twice; Heun's and DPM-2 all but the last, the first of two ending between.
+    """
+    if len(latents) == 2 * steps - 1:
+        return [*latents[1::2], latents[-1]]
+    assert len(latents) in (steps, steps + 1)
+    return latents[-steps:]
 
 
 def in_our_scale(pipe: Any, x: Tensor, level: float, path: Any) -> Tensor:

@@ -18,7 +18,7 @@ LINEAR_PATH = DiscretePath(beta_schedule="linear", beta_start=0.0001, beta_end=0
 STEPS = [1, 2, 7, 20, 33]
 
 
-def reference(name: str, config: dict[str, Any], steps: int, **given: Any) -> Any:
+def reference(name: str, config: dict[str, Any], steps: int | None, **given: Any) -> Any:
     diffusers = pytest.importorskip("diffusers")
     if config.get("use_beta_sigmas"):
         pytest.importorskip("scipy")
@@ -153,7 +153,7 @@ def ddim_uniform(levels: Levels, steps: int) -> list[float]:
 
 def beta_timesteps(levels: Levels, steps: int) -> list[float]:
     quantiles = beta_quantiles(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
-    return [levels.table[round(q * (len(levels.table) - 1))] for q in quantiles.tolist()]
+    return [float(levels.table[round(q * (len(levels.table) - 1))]) for q in quantiles.tolist()]
 
 
 def arc_tangent(levels: Levels, steps: int) -> list[float]:

@@ -49,6 +49,8 @@ def test_what_is_the_same_stays():
     mixed = interpolate(a, b, 0.5)
     assert torch.equal(mixed.extra.class_labels, labels)
     assert mixed.extra.guidance.tolist() == [5.25, 5.25]
+    uneven = (Condition(None, Extra(guidance=torch.tensor(pair))) for pair in ([1.0, 5.0], [5.0, 1.0]))
+    assert interpolate(*uneven, 0.5, how="arc").extra.guidance.tolist() == [3.0, 3.0]
     assert interpolate(Condition(A.context), Condition(B.context), 0.5).extra is None
 
 
@@ -62,6 +64,9 @@ def test_lengths_are_made_one():
     assert torch.equal(same_length([one, three])[0].extra.pooled, one.extra.pooled)
     far = [condition(1, 77), condition(2, 333)]
     assert same_length(far)[0].context.shape[1] == 77  # no short multiple in common
+    masked = Condition(one.context, Extra(context_mask=drawn(2, 6) > 0))
+    mask = same_length([masked, two])[0].extra.context_mask
+    assert torch.equal(mask, masked.extra.context_mask.repeat(1, 2))
     bare = Condition(None)
     assert same_length([bare, one, two])[0] is bare
 
@@ -84,6 +89,7 @@ def test_a_u_net_sees_the_same_in_a_text_told_twice():
         (A, Condition(B.context), 0.5, "only one of them has 'pooled'"),
         (A, Condition(None, B.extra), 0.5, "only one of them has 'context'"),
         (condition(1, 77), condition(2, 333), 0.5, r"'context' have shapes \(2, 77, 8\) and \(2, 333, 8\)"),
+        (Condition(None, Extra(skip=(1,))), Condition(None), 0.5, "their 'skip' or 'perturbed' differ"),
         (
             Condition(None, Extra(class_labels=torch.tensor([1]))),
             Condition(None, Extra(class_labels=torch.tensor([2]))),

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from darkroom.checkpoint.formats.header import Shapes
+from darkroom.checkpoint.upscaler_names import upscaler_title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,9 @@ def other_file(shapes: Shapes) -> OtherFile | None:
         return _lora(shapes, names)
     if CONTROLNET.search(names):
         return _controlnet(shapes, names)
+    if title := upscaler_title(shapes):
+        kind, refusal = "upscaler", "is an upscaler and no model: give the file of a model"
+        return OtherFile(kind=kind, form=title, family=None, refusal=refusal)
     for pattern, (kind, refusal) in OTHERS.items():
         if re.search(pattern, names, re.MULTILINE):
             return OtherFile(kind=kind, form=kind, family=None, refusal=refusal)

@@ -78,7 +78,7 @@ def enlarged(pipe: "Pipeline", latents: Tensor, hires: Hires, size: tuple[int, i
         from darkroom.checkpoint.upscalers import load_upscaler
         from darkroom.edit.upscale import upscale
 
-        upscaler = load_upscaler(Path(hires.upscaler))
+        upscaler = load_upscaler(Path(hires.upscaler), device=pipe.device)
         images = upscale(upscaler, images)
     images = resized(images, (height, width))
     autoencoder = pipe.model.autoencoder

@@ -68,6 +68,7 @@ def invert(
             noise = noise_source(request.compat.noise, seeds, shape)
             begun = pipe.prepare(request, batch, noise, levels[-1], reader)
             denoise = pipe.bound(request, batch, begun, levels[::-1])
+            assert begun.clean is not None  # it starts from a picture
             x = clean = begun.clean.expand(len(batch), -1, -1, -1)
             for step in backwards(denoise, clean, levels, rounds):
                 x = step.x

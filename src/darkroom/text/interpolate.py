@@ -11,7 +11,7 @@ from torch import Tensor
 from darkroom.blend import slerp
 from darkroom.diffusion.denoiser import Condition
 from darkroom.errors import InputError
-from darkroom.nn.extra import Extra
+from darkroom.nn.extra import PER_CALL, Extra
 
 # Texts are repeated to the length that all of them divide, if that is at most this many times the longest.
 MOST_REPEATS = 4
@@ -32,12 +32,18 @@ def same_length(conditions: Sequence[Condition]) -> list[Condition]:
     length = math.lcm(*lengths)
     if length > MOST_REPEATS * max(lengths):
         return list(conditions)
-    return [
-        condition
-        if condition.context is None
-        else replace(condition, context=condition.context.repeat(1, length // condition.context.shape[1], 1))
-        for condition in conditions
-    ]
+    return [_repeated(condition, length) for condition in conditions]
+
+
+def _repeated(condition: Condition, length: int) -> Condition:
+    """A condition whose context, and its mask if there is one, are repeated to a length."""
+    if condition.context is None:
+        return condition
+    times = length // condition.context.shape[1]
+    extra = condition.extra
+    if extra is not None and extra.context_mask is not None:
+        extra = replace(extra, context_mask=extra.context_mask.repeat(1, times))
+    return replace(condition, context=condition.context.repeat(1, times, 1), extra=extra)
 
 
 def interpolate(
@@ -55,10 +61,11 @@ def interpolate(
     a, b = same_length([a, b])
     mix = _line if how == "linear" else _arc
     one, other = a.extra or Extra(), b.extra or Extra()
-    mixed = {
-        f.name: _mixed(f.name, getattr(one, f.name), getattr(other, f.name), t, mix) for f in fields(Extra)
-    }
-    extra = None if a.extra is None and b.extra is None else Extra(**mixed)
+    if any(getattr(one, name) != getattr(other, name) for name in PER_CALL):
+        raise InputError(f"cannot mix conditions: their {' or '.join(map(repr, PER_CALL))} differ")
+    names = [f.name for f in fields(Extra) if f.name not in PER_CALL]
+    mixed = {name: _mixed(name, getattr(one, name), getattr(other, name), t, mix) for name in names}
+    extra = None if a.extra is None and b.extra is None else replace(one, **mixed)
     context = _mixed("context", a.context, b.context, t, mix)
     beside = _mixed("beside", a.beside, b.beside, t, mix)
     return Condition(context, extra, beside)
@@ -86,4 +93,4 @@ def _line(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def _arc(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return slerp(a, b, t, dim=-1)
+    return _line(a, b, t) if a.ndim == 1 else slerp(a, b, t, dim=-1)  # scales are no vector

@@ -81,9 +81,7 @@ def quick(name: str, path: str) -> bool:
     return path == "flow" and SAMPLERS[name][1] < 200 and name in CARDS
 
 
-@pytest.mark.parametrize(
-    ("name", "path"), cases(lambda name, path: quick(name, path) or (name, path) == ("ddpm", "vp"))
-)
+@pytest.mark.parametrize(("name", "path"), cases(quick))
 def test_line(name, path):
     truth = flat(PATHS[path])
     assert is_right(truth.scores(draws(name, truth)))

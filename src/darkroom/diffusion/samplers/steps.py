@@ -40,12 +40,20 @@ class Denoise(Protocol):
         """The estimate at level `sigma`."""
         ...
 
+    def row(self, number: int, /) -> "Denoise":
+        """The same for one picture of the batch alone."""
+        ...
+
 
 class Noise(Protocol):
     """Where a stochastic sampler takes its noise from."""
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
         """Noise of unit variance (B, C, h, w) for the step between two levels."""
+        ...
+
+    def row(self, number: int, /) -> "Noise":
+        """That of one picture of the batch alone."""
         ...
 
 
