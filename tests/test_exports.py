@@ -11,7 +11,7 @@ import darkroom
 def test_all_is_sorted_and_complete():
     assert darkroom.__all__ == sorted(darkroom.__all__)
     assert set(darkroom.__all__) == {
-        "DarkroomError", "InputError", "Pipeline", "Result", "__version__", "load"
+        "DarkroomError", "Guidance", "InputError", "Pipeline", "Result", "__version__", "load"
     }  # fmt: skip
 
 

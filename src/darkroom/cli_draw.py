@@ -187,7 +187,8 @@ def generate(
     seed = secrets.randbelow(2**32) if drawing.seed is None else drawing.seed
     # Each picture draws lines of its own; the cells of a sheet are of one prompt.
     count = 1 if grid else drawing.count
-    prompts = expand(prompt, folders=wildcards, seed=seed, count=count)
+    expands = drawing.compat == "darkroom" or wildcards
+    prompts = expand(prompt, folders=wildcards, seed=seed, count=count) if expands else [prompt] * count
     options |= {"seed": seed, "count": drawing.count // count}
     pipe, refiner = chosen.load()
     options |= {"refiner": refiner, "refiner_start": refiner_start}

@@ -30,6 +30,7 @@ from darkroom.errors import InputError, unknown
 from darkroom.images import Parameters, to_pil
 from darkroom.inputs import CONTROLLED, MASKED, Shown, of_batch, shown
 from darkroom.nn.autoencoder_kl import AutoencoderKL
+from darkroom.nn.extra import Extra
 from darkroom.options import Options
 from darkroom.origin import Origin
 from darkroom.parameters import parameters_of
@@ -204,6 +205,8 @@ class Pipeline:
 
     def text_states(self, ids: Ids, request: Request, *, negative: bool = False) -> Condition:
         """Ids to the condition that the denoiser is told; `negative` for what guidance leads away from."""
+        if negative and request.compat.clip_skip == "usual":  # diffusers skips for the prompt alone
+            request = replace(request, clip_skip=None)
         conditioning = read_by(request, self.model)
         blank = None
         if negative and not request.negative_prompt and ids:
@@ -215,7 +218,12 @@ class Pipeline:
             sizes=request.sizes,
             negative=negative,
         )
-        return conditioning.condition(self.model.texts, ids, told, blank)
+        cond = conditioning.condition(self.model.texts, ids, told, blank)
+        if getattr(self.model.network.config, "guidance_dim", None) is None:
+            return cond
+        rows = 1 if cond.context is None else len(cond.context)
+        scales = torch.full((rows,), request.guidance_scale, device=self.device)
+        return replace(cond, extra=replace(cond.extra or Extra(), guidance=scales))
 
     def clean(self, request: Request, batch: range, noise: NoiseSource) -> Tensor | None:
         """The latents (1 or B, C, h, w) of the pictures that `batch` starts from or paints in, if any."""

@@ -19,7 +19,8 @@ from darkroom.diffusion.guidance import Share, Told
 from darkroom.edit.regions import region_masks
 from darkroom.errors import InputError
 from darkroom.request import Request, needs_uncond, read_by
-from darkroom.text.conditioning import Conditioning
+from darkroom.text.conditioning import ClassConditioning, Conditioning, NoConditioning
+from darkroom.text.emphasis import Emphasis
 from darkroom.text.encode import Ids
 from darkroom.text.interpolate import same_length
 from darkroom.text.prompt import Prompt, PromptPlan, parse_prompt
@@ -67,16 +68,16 @@ class Telling:
         return self._shares[key]
 
 
-def syntax_of(conditioning: Conditioning) -> str:
+def syntax_of(conditioning: Conditioning) -> Emphasis:
     """Whose grammar prompts are read by: none where they are no texts."""
-    return getattr(conditioning, "emphasis", "none")
+    return "none" if isinstance(conditioning, ClassConditioning | NoConditioning) else conditioning.emphasis
 
 
 def plan_of(
     prompt: Prompt, request: Request, conditioning: Conditioning, *, negative: bool = False
 ) -> PromptPlan:
     """A prompt over the steps of a request."""
-    return parse_prompt(prompt, request.steps, syntax_of(conditioning), negative=negative)  # pyright: ignore[reportArgumentType]
+    return parse_prompt(prompt, request.steps, syntax_of(conditioning), negative=negative) 
 
 
 def plans_of(prompt: Prompt, request: Request, model: Model) -> list[PromptPlan]:

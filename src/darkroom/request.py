@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
 
 BATCH_SIZE = 16
+# These end where a path says; all others without noise, unless a model's files say that they are to.
+TO_FIRST_LEVEL = ("ddim", "plms", "lcm", "tcd", "deis", "sa_solver")
 Asked = str | int | Texts | Mapping[str, str]  # a prompt as callers give it
 
 
@@ -158,7 +160,9 @@ def guide_of(request: Request, model: Model, levels: Sequence[float]) -> Guide:
 
 
 def distilled(model: Model) -> bool:
-    """Whether the network is told the guidance scale."""
+    """Whether the network is told the guidance scale: FLUX.1 dev, and U-Nets of latent consistency."""
+    if getattr(model.network.config, "guidance_dim", None) is not None:
+        return True
     conditioning = model.spec.conditioning
     return isinstance(conditioning, FluxConditioning) and conditioning.distilled
 
@@ -200,6 +204,8 @@ def all_sigmas(request: Request, model: Model) -> list[float]:
             side = request.tile // model.spec.latent_space.stride
             rows, columns = min(rows, side), min(columns, side)
         path = path.sized(rows * columns // patch_size(model) ** 2)
+    elif path.final_sigma and request.sampler not in (model.spec.defaults.sampler, *TO_FIRST_LEVEL):
+        path = replace(path, final="zero")
     if request.sigmas is not None:
         return checked_sigmas(path, request.sigmas)
     return schedule_sigmas(request.schedule, path, request.steps, request.schedule_options)
