@@ -10,6 +10,7 @@ import torch
 
 import darkroom
 from darkroom.diffusion.samplers.table import SAMPLERS
+from darkroom.edit.hires import Hires
 from darkroom.errors import InputError
 from darkroom.images import format_parameters, parse_parameters
 from darkroom.pipeline import Pipeline
@@ -256,3 +257,56 @@ def test_half_precision_weights_draw_nearly_the_same(folder: Path, pipe: Pipelin
     a, b = pipe("red apple", seed=1, steps=4).latents, half("red apple", seed=1, steps=4).latents
     assert b.dtype == torch.float32
     assert 0 < (a - b).norm() / a.norm() < 0.2
+
+
+def test_guidance_and_prompts_count_the_whole_way(pipe: Pipeline) -> None:
+    """A call in two parts, or with a refiner, draws what one call does, whatever changes on the way."""
+    draw = {
+        "steps": 6,
+        "sampler": "euler",
+        "schedule": "flow",
+        "guidance": darkroom.Guidance(scales=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+    }
+    prompt = "[red apple:a rocket:0.5]"
+    whole = pipe(prompt, seed=3, **draw).latents
+    half = pipe(prompt, seed=3, **draw, end_step=2, output="latents").latents
+    assert torch.allclose(pipe(prompt, **draw, start_step=2, latents=half).latents, whole, atol=1e-5)
+    refined = pipe(prompt, seed=3, **draw, refiner=Pipeline(pipe.model, name="r"), refiner_start=0.5)
+    assert torch.allclose(refined.latents, whole, atol=1e-5)
+
+
+def test_a_prompts_weight_counts_in_the_way_of_a1111(pipe: Pipeline) -> None:
+    """A weight at its end scales the prompt's estimate, and with it guidance."""
+    plain, half, twice = (
+        pipe(text, seed=1, steps=3, compat="a1111", guidance_scale=scale, sampler="euler").latents
+        for text, scale in (("red apple", 4.0), ("red apple:0.5", 4.0), ("red apple", 2.0))
+    )
+    assert torch.allclose(half, twice, atol=1e-4) and not torch.allclose(half, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigmas": [1.0, 0.5, 0.0], "hires": Hires(steps=20)}, "hires: field 'steps': counts the levels"),
+        ({"steps": 2, "hires": Hires(strength=0.0)}, "leaves no step to the second pass"),
+        (
+            {"image": torch.zeros(1, 3, 32, 32), "strength": 0.0, "end_step": 2, "steps": 4},
+            "starts after end_step 2: no step is left",
+        ),
+        ({"refine": "regression"}, "refine: nothing was trained to refine this model's pictures"),
+        ({"refine": "regresion"}, "unknown refine 'regresion': did you mean 'regression'"),
+        ({"sampler_options": {"etaa": 1}, "sampler": "ddim"}, "unknown sampler option 'etaa'"),
+        ({"schedule": "trailng"}, "unknown schedule 'trailng': did you mean 'trailing'"),
+        ({"schedule": "karras", "sampler": "plms"}, "cannot use schedule 'karras': it takes"),
+        ({"tile_overlap": 8}, "give `tile`, their size, too"),
+        ({"width": 4, "height": 4}, "too small for this model"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is(
+    pipe: Pipeline, options: dict, message: str
+) -> None:
+    def on_step(progress: object) -> None:
+        raise AssertionError("a step was taken")
+
+    with pytest.raises(InputError, match=message):
+        pipe("red apple", on_step=on_step, **options)

@@ -174,6 +174,8 @@ def generate(
     chosen.check()
     seen.check()
     previews.check(mkdir=mkdir)
+    if grid and (report or previews.preview is not None):
+        raise InputError("--grid draws many pictures: --preview and --report are for one")
     from darkroom.text.wildcards import expand
 
     pictures = seen.options()  # before the model, which may take minutes
@@ -257,7 +259,7 @@ def edit(
         upscale=factor,
         source=source,
     )
-    if isinstance(factor, Path) and not prompt and strength is None and margins is None:
+    if isinstance(factor, Path) and not prompt and strength is None and margins is source is None:
         save_png(output, enlarge(picture, factor))
         print(output)
         return

@@ -110,7 +110,7 @@ def _read_tensor(name: str, given: Tensor, *, channels: int, low: float) -> Tens
     right = f"(1 or pictures, {channels}, H, W), floating, {low:g} to 1"
     if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.is_floating_point():
         raise InputError(f"`{name}` must be {right}, not {tuple(given.shape)} of {given.dtype}")
-    tensor = tensor.float()
+    tensor = tensor.float().cpu()
     # A hair beyond is what resizing leaves; whole numbers beyond are of another scale.
     if not torch.isfinite(tensor).all() or tensor.min() < low - 0.1 or tensor.max() > 1.1:
         found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"

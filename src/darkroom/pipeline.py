@@ -35,12 +35,11 @@ from darkroom.options import Options
 from darkroom.origin import Origin
 from darkroom.parameters import parameters_of
 from darkroom.progress import Progress, Watch
-from darkroom.prompting import PromptReader, Telling, keys, plan_of
-from darkroom.refine import load_refine
+from darkroom.prompting import PromptReader, Telling, followed, keys, plan_of
+from darkroom.refine import FILE, Refine, load_refine
 from darkroom.request import (
     Asked,
     Request,
-    all_sigmas,
     complete,
     guide_of,
     latent_shape,
@@ -48,9 +47,9 @@ from darkroom.request import (
     read_by,
     sigmas,
     size_multiple,
-    skipped_steps,
     stages,
     starting_image,
+    whole_way,
 )
 from darkroom.request_checks import check
 from darkroom.runtime.device import checked_device, default_device
@@ -161,7 +160,7 @@ class Pipeline:
         request = self.request(prompt, **options)
         watch = Watch(self.total_steps(request), on_step)
         with torch.no_grad():
-            images, latents = self._suited(request)._run(request, watch, images=output == "image")
+            images, latents = self.suited(request)._run(request, watch, images=output == "image")
         return Result(
             images=images,
             seeds=list(request.seeds),
@@ -181,6 +180,8 @@ class Pipeline:
         """
         request = complete(self.model, prompt, options)
         check(request, self.model)
+        if request.refine is not None and not (self._folder / FILE).is_file():
+            raise InputError("refine: nothing was trained to refine this model's pictures: leave it out")
         if request.compat.noise != "batch":  # one draw for all, which cannot be taken apart
             request = replace(request, alike=keys(request, self.model))
         if request.negative_prompt and not needs_uncond(request, self.model):
@@ -237,17 +238,21 @@ class Pipeline:
     ) -> Tensor:
         """The noisy latents (B, C, h, w) that the pictures of `batch` start from at level `sigma`."""
         unit = self._unit_noise(request, batch, noise)
-        anew = self._kept_mask(request) is not None and request.strength == 1
+        masked = self._kept_mask(request) is not None
+        if request.start_step > 0 and request.latents is not None and (clean is None or masked):
+            return unit  # what an earlier call left
+        anew = masked and request.strength == 1 and request.start_step == 0
         if clean is not None and not anew:
             return self.model.denoiser.noisy(clean, unit, torch.full((len(unit),), sigma, device=unit.device))
-        if request.start_step > 0 and clean is None:  # these are what an earlier call left
-            return unit
         path = self.model.denoiser.path
         scale = request.compat.start_scale(path, sigma, request.schedule, request.sampler)
         return (unit * scale).contiguous(memory_format=torch.channels_last)
 
     def bound(self, request: Request, batch: range, begun: Begun, levels: Sequence[float]) -> Denoise:
-        """What a sampler calls: the denoiser with its conditions and guidance, and with what is kept."""
+        """What a sampler calls: the denoiser with its conditions and guidance, and with what is kept.
+
+        `levels` are those of the whole way, of which a stage or a call may go a part.
+        """
         uncond = None if begun.uncond is None else begun.uncond.told
         guide = guide_of(request, self.model, levels)
         guided = GuidedDenoiser(self.model.denoiser, begun.cond.told, uncond, guide, levels)
@@ -258,12 +263,20 @@ class Pipeline:
         return Masked(guided, begun.clean, painted)
 
     def denoise(
-        self, request: Request, batch: range, begun: Begun, levels: Sequence[float], noise: NoiseSource
+        self,
+        request: Request,
+        batch: range,
+        begun: Begun,
+        levels: Sequence[float],
+        noise: NoiseSource,
+        way: Sequence[float],
     ) -> Iterator[Step]:
-        """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents."""
-        sampler = SAMPLERS[request.sampler]
-        denoise = self.bound(request, batch, begun, levels)
-        return sampler(denoise, begun.x, levels, noise=noise, **request.sampler_options)
+        """Noisy latents to latents, one sampler step at a time; the last step's `x` are the latents.
+
+        `levels` are part or all of the whole `way`, by which prompts and guidance count.
+        """
+        denoise = self.bound(request, batch, begun, way)
+        return SAMPLERS[request.sampler](denoise, begun.x, levels, noise=noise, **request.sampler_options)
 
     def encode(self, image: Tensor, request: Request, noise: NoiseSource) -> Tensor:
         """Images (B, 3, H, W) in −1..1 to latents (B, C, h, w), by the posterior's mean or a sample of it.
@@ -271,15 +284,22 @@ class Pipeline:
         What Kontext edits is always the mean.
         """
         autoencoder = self.model.autoencoder
-        image = image.to(self.device, _dtype(autoencoder))
         sampled = (
             request.compat.samples_posterior(self.model.spec.conditioning)
             and self.model.spec.beside != "reference"
         )
         if sampled and isinstance(autoencoder, AutoencoderKL):
-            posterior = autoencoder.posterior(image)
+            posterior = autoencoder.posterior(image.to(self.device, _dtype(autoencoder)))
             raw = posterior.sample(noise.like(posterior.mean, "posterior"))
             return autoencoder.latent_space.normalise(raw).float()
+        return self.encode_mean(image, request)
+
+    def encode_mean(self, image: Tensor, request: Request) -> Tensor:
+        """Images (B, 3, H, W) in −1..1 to latents (B, C, h, w), in tiles where the request has tiles."""
+        autoencoder = self.model.autoencoder
+        image = image.to(self.device, _dtype(autoencoder))
+        if request.tile is not None:
+            return tiles.encode(autoencoder, image, wrap=request.seamless).float()
         return autoencoder.encode(image).float()
 
     def decode(self, latents: Tensor, request: Request | None = None) -> Tensor:
@@ -291,13 +311,14 @@ class Pipeline:
                 return tiles.decode(autoencoder, latents, wrap=request.seamless)
             return autoencoder.decode(latents).float()
 
-    def pictures(self, request: Request, batch: range, latents: Tensor) -> list[Image]:
-        """Latents (B, C, h, w) to pictures, with what lies outside of a mask put back as it was."""
+    def pictures(
+        self, request: Request, batch: range, latents: Tensor, networks: Refine | None = None
+    ) -> list[Image]:
+        """Latents (B, C, h, w) to pictures, refined by `networks`; outside of a mask as they were."""
         drawn, given = self.decode(latents, request), request.pictures
-        if request.refine is not None and self.origin is not None:
-            networks = load_refine(self.origin.path, device=self.device)
+        if networks is not None and request.refine is not None:
             seeds = request.seeds[batch.start : batch.stop]
-            drawn = networks.refine(drawn.clamp(-1, 1), seeds, mode=request.refine)  # pyright: ignore[reportArgumentType]
+            drawn = networks.refine(drawn.clamp(-1, 1), seeds, mode=request.refine)
         if given.mask is None or given.image is None or not request.compat.pastes:
             return to_pil(drawn)
         image, mask = (of_batch(t, batch).expand(len(drawn), -1, -1, -1) for t in (given.image, given.mask))
@@ -324,10 +345,10 @@ class Pipeline:
         cond, uncond = cond.map(seen.on), None if uncond is None else uncond.map(seen.on)
         if request.image_prompt is not None:
             tokens = of_batch(request.image_prompt, batch).expand(len(batch), -1, -1)
-            cond = cond.map(lambda c: _followed(c, tokens))
+            cond = cond.map(lambda c: followed(c, tokens))
         return Begun(x=x, cond=cond, uncond=uncond, clean=clean)
 
-    def _suited(self, request: Request) -> "Pipeline":
+    def suited(self, request: Request) -> "Pipeline":
         """This pipeline, or one of the same weights that draws in tiles or pictures that tile."""
         model, wrap = self.model, request.seamless
         if request.tile is not None:
@@ -342,24 +363,27 @@ class Pipeline:
         count = len(sigmas(request, self.model)) - 1
         if request.hires is not None:
             second = second_pass(request, request.hires, self.size_multiple)
-            count += len(all_sigmas(second, self.model)) - 1 - skipped_steps(second, self.model)
+            count += len(sigmas(second, self.model, from_picture=True)) - 1
         return count * len(request.batches())
 
     def _run(self, request: Request, watch: Watch, *, images: bool) -> tuple[list[Image], Tensor]:
         """The pictures of a request, if wanted, and the latents (count, C, h, w) on the host."""
-        pipes = [self] if request.refiner is None else [self, request.refiner._suited(request)]
+        pipes = [self] if request.refiner is None else [self, request.refiner.suited(request)]
         runs = [(pipe, pipe.reader(request)) for pipe in pipes]
+        networks = None
+        if images and request.refine is not None and request.hires is None:
+            networks = load_refine(self._folder, autoencoder=self.model.autoencoder, device=self.device)
         made, drawn = [], []
         for batch in request.batches():
             made.append(self._draw(request, batch, runs, watch))
             if images and request.hires is None:
-                drawn += self.pictures(request, batch, made[-1])
+                drawn += self.pictures(request, batch, made[-1], networks)
         latents = torch.cat(made).cpu()
         if request.hires is None:
             return drawn, latents
         second = second_pass(request, request.hires, self.size_multiple)
-        size, parts = (second.width, second.height), latents.split(request.batch_size)
-        larger = [enlarged(self, part.to(self.device), request.hires, size).cpu() for part in parts]
+        parts = latents.split(request.batch_size)
+        larger = [enlarged(self, part.to(self.device), request.hires, second).cpu() for part in parts]
         return self._run(replace(second, image_latents=torch.cat(larger)), watch, images=images)
 
     def _draw(
@@ -372,7 +396,7 @@ class Pipeline:
         """The latents (B, C, h, w) of one batch: all arrows up to there, and the only loop over steps."""
         seeds = request.seeds[batch.start : batch.stop]
         noise = noise_source(request.compat.noise, seeds, latent_shape(request, self.model))
-        levels = stages(request, self.model)
+        levels, way = stages(request, self.model), whole_way(request, self.model)
         begun = self.prepare(request, batch, noise, levels[0][0], runs[0][1])
         x = begun.x
         for (pipe, reader), part in zip(runs, levels, strict=True):
@@ -381,10 +405,15 @@ class Pipeline:
             if reader is not runs[0][1]:
                 cond, uncond = reader(batch)
                 begun = replace(begun, x=x, cond=cond, uncond=uncond)
-            for step in pipe.denoise(request, batch, begun, part, noise):
+            for step in pipe.denoise(request, batch, begun, part, noise, way):
                 x = step.x
                 watch.saw(step)
         return x
+
+    @property
+    def _folder(self) -> Path:
+        """Where the model was loaded from; a path that is not there for one made in memory."""
+        return self.origin.path if self.origin is not None else Path("nowhere")
 
     def _kept_mask(self, request: Request) -> Tensor | None:
         """The mask outside of which latents are held to the picture: networks that are shown it need not."""
@@ -410,12 +439,6 @@ class Pipeline:
             encode=lambda image: self.encode(image, request, noise),
             draw=lambda image: noise.like(image, "picture"),
         )
-
-
-def _followed(cond: Condition, tokens: Tensor) -> Condition:
-    """The condition whose context goes on with further tokens."""
-    assert cond.context is not None
-    return replace(cond, context=torch.cat([cond.context, tokens.to(cond.context)], dim=1))
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -6,7 +6,7 @@ count how much where.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,15 @@ class Telling:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one text, at all steps and places."""
-        return len(self.conditions) == 1 and len(self.plans) == 1 and self.plans[0][1] is None
+        """Whether it is one text of weight 1, at all steps and places."""
+        (plan, mask), *others = self.plans
+        alone = mask is None and not others and len(self.conditions) == 1
+        return alone and [part.weight for part in plan.parts] == [1.0]
 
     @cached_property
     def told(self) -> Told:
         """What a guided denoiser takes: the one condition, or the shares at a fraction of the way."""
-        if self.is_plain and len(self.plans[0][0].parts) == 1:
+        if self.is_plain:
             return next(iter(self.conditions.values()))
         return self._at
 
@@ -77,7 +79,7 @@ def plan_of(
     prompt: Prompt, request: Request, conditioning: Conditioning, *, negative: bool = False
 ) -> PromptPlan:
     """A prompt over the steps of a request."""
-    return parse_prompt(prompt, request.steps, syntax_of(conditioning), negative=negative) 
+    return parse_prompt(prompt, request.steps, syntax_of(conditioning), negative=negative)
 
 
 def plans_of(prompt: Prompt, request: Request, model: Model) -> list[PromptPlan]:
@@ -103,7 +105,7 @@ def keys(request: Request, model: Model) -> tuple[Hashable, ...]:
     for prompt in dict.fromkeys(request.prompts):
         plans = plans_of(prompt, request, model)
         texts = texts_of(plans)
-        if len(texts) > 1 or len(plans) > 1 or len(plans[0].parts) > 1:
+        if len(texts) > 1 or len(plans) > 1 or [part.weight for part in plans[0].parts] != [1.0]:
             found[prompt] = prompt
         else:
             ids = conditioning.tokens(model.texts, [*texts, *negative.texts])
@@ -187,3 +189,9 @@ def joined(tellings: Sequence[Telling], rows: Tensor) -> Telling:
     conditions = same_length([next(iter(telling.conditions.values())) for telling in tellings])
     cond = Condition.cat(conditions).take(rows)
     return Telling(first.plans, {next(iter(first.conditions)): cond})
+
+
+def followed(cond: Condition, tokens: Tensor) -> Condition:
+    """The condition whose context goes on with further tokens."""
+    assert cond.context is not None
+    return replace(cond, context=torch.cat([cond.context, tokens.to(cond.context)], dim=1))

@@ -23,6 +23,7 @@ from darkroom.inputs import CONTROLLED, ENLARGING, Pictures, read_picture
 from darkroom.nn.dit import DiT
 from darkroom.nn.unet import UNetConfig
 from darkroom.options import Options, check_types, check_uses
+from darkroom.refine import Mode
 from darkroom.rng import image_seeds
 from darkroom.text.clip_skip import with_clip_skip
 from darkroom.text.conditioning import Conditioning, FluxConditioning, Sizes
@@ -75,7 +76,7 @@ class Request:
     refiner: "Pipeline | None" = None
     refiner_start: float = 0.8
     hires: Hires | None = None
-    refine: str | None = None
+    refine: Mode | None = None
     compat: Compat = field(default_factory=Compat)
     batch_size: int = BATCH_SIZE
     alike: tuple[Hashable, ...] = ()
@@ -188,11 +189,23 @@ def patch_size(model: Model) -> int:
     return getattr(model.network.config, "patch_size", 2)
 
 
-def sigmas(request: Request, model: Model) -> list[float]:
-    """The noise levels of a request, from where its strength lets it start."""
-    levels = all_sigmas(request, model)[: None if request.end_step is None else request.end_step + 1]
-    skipped = skipped_steps(request, model) if starts_from_picture(request, model) else 0
-    return levels[max(skipped, request.start_step) :]
+def sigmas(request: Request, model: Model, *, from_picture: bool | None = None) -> list[float]:
+    """The noise levels of a request, from where its strength lets it start.
+
+    `from_picture` says whether it starts from a picture where the request does not yet have it.
+    """
+    levels, skipped = all_sigmas(request, model), 0
+    if starts_from_picture(request, model) if from_picture is None else from_picture:
+        skipped = skipped_steps(request, model)
+    end = None if request.end_step is None else request.end_step + 1
+    return levels[max(skipped, request.start_step) : end]
+
+
+def whole_way(request: Request, model: Model) -> list[float]:
+    """The noise levels that guidance and prompts count their fractions by: the whole way from where the
+    strength lets it start, of which a refiner, or a call with a first and last step, goes a part.
+    """
+    return sigmas(replace(request, start_step=0, end_step=None), model)
 
 
 def all_sigmas(request: Request, model: Model) -> list[float]:

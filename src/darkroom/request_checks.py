@@ -1,14 +1,13 @@
 """Whether a request can be drawn by a model: every number, size and picture of it."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from darkroom.checkpoint.model import Model
 from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.diffusion.schedule_cards import CARDS as SCHEDULE_CARDS
-from darkroom.edit.hires import LATENT, PIXEL
+from darkroom.edit.hires import LATENT, PIXEL, second_pass
 from darkroom.edit.masks import check_mask
 from darkroom.edit.regions import Region, region_masks
 from darkroom.edit.tiles import plan_of, smallest
@@ -25,6 +24,7 @@ from darkroom.request import (
     sigmas,
     size_multiple,
     starts_from_picture,
+    whole_way,
 )
 from darkroom.text.conditioning import FluxConditioning
 from darkroom.tiling import check_axes
@@ -60,9 +60,11 @@ def check(request: Request, model: Model) -> None:
     if request.refine is not None and request.refine not in MODES:
         raise unknown("refine", request.refine, MODES)
     _check_regions(request, model)
-    guide_of(request, model, sigmas(request, model))
     _check_image_prompt(request, model)
     _check_refiner(request, model)
+    guide_of(request, model, whole_way(request, model))
+    if request.refiner is not None:
+        guide_of(request, request.refiner.model, whole_way(request, model))
 
 
 def _check_sampler(request: Request, model: Model) -> None:
@@ -126,14 +128,18 @@ def _check_hires(request: Request, model: Model) -> None:
         raise InputError("hires is for drawings: this call is shown a picture, whose size it must keep")
     if request.refiner is not None:
         raise InputError("hires and refiner are two second passes: leave one out")
-    width, height = request.hires.size(request.width, request.height, size_multiple(model))
-    _check_size(replace(request, width=width, height=height, latents=None), model)
-    if int(request.hires.strength * (request.hires.steps or request.steps)) < 1:
-        raise InputError(f"field 'strength': {request.hires.strength} leaves no step to the second pass")
+    if request.sigmas is not None and request.hires.steps is not None:
+        raise InputError("hires: field 'steps': counts the levels that `sigmas` gives already: leave it out")
+    second = second_pass(request, request.hires, size_multiple(model))
+    for checked in (_check_size, _check_tiles, _check_regions):
+        checked(second, model)
+    levels = sigmas(second, model, from_picture=True)
+    if len(levels) < 2:
+        raise InputError(f"hires: field 'strength': {second.strength} leaves no step to the second pass")
+    guide_of(second, model, levels)
     if request.hires.upscaler not in (LATENT, PIXEL) and not Path(request.hires.upscaler).is_file():
-        raise InputError(
-            f"field 'upscaler': must be {LATENT!r}, {PIXEL!r} or a file, not {request.hires.upscaler!r}"
-        )
+        found = request.hires.upscaler
+        raise InputError(f"hires: field 'upscaler': must be {LATENT!r}, {PIXEL!r} or a file, not {found!r}")
 
 
 def _check_size(request: Request, model: Model) -> None:
@@ -183,7 +189,12 @@ def _check_pictures(request: Request, model: Model) -> None:
             raise InputError(f"`{name}` is {found}, and to draw {drawn} it must be {size[1]}x{size[0]}")
     if pictures.mask is not None:
         check_mask(pictures.mask)
-    if starts_from_picture(request, model) and request.strength and len(sigmas(request, model)) < 2:
+    levels = sigmas(request, model)
+    if not levels:
+        raise InputError(
+            f"strength {request.strength} starts after end_step {request.end_step}: no step is left"
+        )
+    if starts_from_picture(request, model) and request.strength and len(levels) < 2:
         raise InputError(f"strength {request.strength} of {request.steps} steps leaves none: raise either")
 
 

@@ -42,7 +42,7 @@ def test_the_second_pass_starts_from_the_first(pipe: Pipeline) -> None:
     ("options", "message"),
     [
         ({"hires": Hires(upscaler="nothing.pth")}, "'upscaler': must be 'latent', 'pixel' or a file"),
-        ({"hires": Hires(strength=0.1), "steps": 3}, "leaves no step to the second pass"),
+        ({"hires": Hires(strength=0.0), "steps": 3}, "leaves no step to the second pass"),
         ({"hires": 2}, "hires must be a darkroom.edit.hires.Hires"),
         (
             {

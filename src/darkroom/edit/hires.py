@@ -66,24 +66,21 @@ def second_pass(request: "Request", hires: Hires, multiple: int) -> "Request":
     )
 
 
-def enlarged(pipe: "Pipeline", latents: Tensor, hires: Hires, size: tuple[int, int]) -> Tensor:
-    """Latents (B, C, h, w) of the first pass as those that the second starts from, at (width, height)."""
-    width, height = size
+def enlarged(pipe: "Pipeline", latents: Tensor, hires: Hires, second: "Request") -> Tensor:
+    """Latents (B, C, h, w) of the first pass as those that the second starts from."""
+    width, height = second.width, second.height
     if hires.upscaler == LATENT:
         stride = pipe.model.spec.latent_space.stride
         target = (height // stride, width // stride)
         return F.interpolate(latents, size=target, mode="bicubic", antialias=True)
-    images = pipe.decode(latents).clamp(-1, 1)
+    images = pipe.decode(latents, second).clamp(-1, 1)
     if hires.upscaler != PIXEL:
         from darkroom.checkpoint.upscalers import load_upscaler
         from darkroom.edit.upscale import upscale
 
         upscaler = load_upscaler(Path(hires.upscaler), device=pipe.device)
         images = upscale(upscaler, images)
-    images = resized(images, (height, width))
-    autoencoder = pipe.model.autoencoder
-    dtype = next(autoencoder.parameters()).dtype
-    return autoencoder.encode(images.to(pipe.device, dtype)).float()
+    return pipe.encode_mean(resized(images, (height, width)), second)
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:

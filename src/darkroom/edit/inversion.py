@@ -3,18 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 import torch
 from torch import Tensor
 
+from darkroom.compat import noise_source
 from darkroom.diffusion.samplers.steps import Denoise, Step
 from darkroom.errors import InputError
 from darkroom.options import Options
-from darkroom.request import latent_shape, sigmas, starting_image
+from darkroom.progress import Progress, Watch
+from darkroom.prompting import PromptReader
+from darkroom.request import Request, latent_shape, sigmas, starting_image
 
 if TYPE_CHECKING:
-    from darkroom.pipeline import Pipeline, Progress
+    from darkroom.pipeline import Pipeline
 
 ROUNDS = 4  # calls of the network for each step: the first is DDIM's inversion, the others mend it
 
@@ -36,7 +39,7 @@ def invert(
     prompt: str | int | Sequence[str | int] = "",
     *,
     rounds: int = ROUNDS,
-    on_step: Callable[["Progress"], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
     **options: Unpack[Options],
 ) -> Inverted:
     """The noise of `image`, the option, as Euler's and DDIM's steps of this model would have it.
@@ -48,36 +51,45 @@ def invert(
     the way, which keeps more of the picture. Raises InputError without an image, and for arguments that
     cannot be.
     """
-    from darkroom.compat import noise_source
-    from darkroom.pipeline import Progress
-
     if rounds < 1:
         raise InputError(f"rounds must be 1 or more, not {rounds}")
     if options.get("image") is None:
         raise InputError("inversion needs `image`, the picture to find the noise of")
-    given: Options = {"guidance_scale": 1.0, "strength": 1.0, **options}
+    said = cast(Options, {name: value for name, value in options.items() if value is not None})
+    given: Options = {"guidance_scale": 1.0, "strength": 1.0, **said}
     request = pipe.request(prompt, **given)
     if starting_image(request, pipe.model) is None:
         raise InputError(f"this model ({pipe.model.spec.beside}) starts from pure noise, not from a picture")
-    levels, batches = sigmas(request, pipe.model)[::-1], request.batches()
-    total, reader = len(batches) * (len(levels) - 1), pipe.reader(request)
-    noises, cleans = [], []
+    pipe = pipe.suited(request)
+    levels = sigmas(request, pipe.model)[::-1]
+    watch = Watch((len(levels) - 1) * len(request.batches()), on_step)
+    reader = pipe.reader(request)
     with torch.no_grad():
-        for number, batch in enumerate(batches):
-            seeds, shape = request.seeds[batch.start : batch.stop], latent_shape(request, pipe.model)
-            noise = noise_source(request.compat.noise, seeds, shape)
-            begun = pipe.prepare(request, batch, noise, levels[-1], reader)
-            denoise = pipe.bound(request, batch, begun, levels[::-1])
-            assert begun.clean is not None  # it starts from a picture
-            x = clean = begun.clean.expand(len(batch), -1, -1, -1)
-            for step in backwards(denoise, clean, levels, rounds):
-                x = step.x
-                if on_step is not None:
-                    done = number * (len(levels) - 1) + step.index + 1
-                    on_step(Progress(done, total, step))
-            noises.append(_noise(x, clean, denoise, levels[-1]))
-            cleans.append(clean)
+        found = [_invert(pipe, request, batch, levels, rounds, reader, watch) for batch in request.batches()]
+    noises, cleans = zip(*found, strict=True)
     return Inverted(latents=torch.cat(noises).cpu(), image_latents=torch.cat(cleans).cpu())
+
+
+def _invert(
+    pipe: "Pipeline",
+    request: Request,
+    batch: range,
+    levels: Sequence[float],
+    rounds: int,
+    reader: PromptReader,
+    watch: Watch,
+) -> tuple[Tensor, Tensor]:
+    """The noise of a batch, and its pictures as latents."""
+    seeds, shape = request.seeds[batch.start : batch.stop], latent_shape(request, pipe.model)
+    noise = noise_source(request.compat.noise, seeds, shape)
+    begun = pipe.prepare(request, batch, noise, levels[-1], reader)
+    assert begun.clean is not None  # it starts from a picture
+    denoise = pipe.bound(request, batch, begun, levels[::-1])
+    x = clean = begun.clean.expand(len(batch), -1, -1, -1)
+    for step in backwards(denoise, clean, levels, rounds):
+        x = step.x
+        watch.saw(step)
+    return _noise(x, clean, denoise, levels[-1]), clean
 
 
 def backwards(denoise: Denoise, x: Tensor, levels: Sequence[float], rounds: int) -> Iterator[Step]:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline, Result
     from darkroom.progress import Progress
 
+# What is said of the picture to draw, not of the one that is led back to its noise.
+OF_THE_TARGET = (
+    "output",
+    "negative_prompt",
+    "guidance_scale",
+    "true_guidance_scale",
+    "guidance",
+    "count",
+    "regions",
+    "refine",
+)
 ENLARGED_STRENGTH = 0.3  # how far an enlarged picture is drawn anew: detail, not content
 
 
@@ -65,7 +76,7 @@ def edit_picture(
     it is drawn in tiles of that where it is enlarged, unless `tile` says another. Raises InputError for what
     cannot be.
     """
-    given: dict[str, Any] = dict(options)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     image = picture
     if edit.upscale is not None:
         image = enlarge(image, edit.upscale, pipe)
@@ -84,7 +95,9 @@ def edit_picture(
         image, mask = _fitted(image, mask, pipe.size_multiple)
     shown: dict[str, Any] = {"image": image} | ({} if mask is None else {"mask": mask})
     if edit.source is not None:
-        how = {name: value for name, value in given.items() if name in ("steps", "strength", "seed", "tile")}
+        if given.get("count", 1) > 1:
+            raise InputError("count: a picture has one noise, from which another prompt draws one picture")
+        how = {name: value for name, value in given.items() if name not in OF_THE_TARGET}
         strength = how.setdefault("strength", 1.0)
         how["image"] = image
         found = invert(pipe, edit.source, on_step=on_step, **cast(Options, how))

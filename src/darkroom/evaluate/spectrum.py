@@ -72,7 +72,8 @@ def _power(values: Tensor, *, window: bool = True) -> tuple[Tensor, Tensor]:
     if window:
         rows, columns = (torch.hann_window(n, periodic=False, dtype=torch.float64) for n in (height, width))
         mask = rows[:, None] * columns
-        values = (values - values.mean((1, 2), keepdim=True)) * mask
+        mean = (values * mask).sum((1, 2), keepdim=True) / mask.sum()
+        values = (values - mean) * mask
         scale = mask.square().sum()
     power = torch.fft.fft2(values).abs().square() / scale
     return power, torch.fft.fftfreq(height)[:, None].hypot(torch.fft.fftfreq(width)[None])
