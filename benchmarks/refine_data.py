@@ -2,8 +2,8 @@ r"""The pictures of `refine`: what is trained on, and what is set aside before a
 
 Emoji and photos of groceries as darkroom-mini's autoencoder had them (`mini_data.py`), and photos of 30
 subjects. Set aside are the emoji concepts and grocery photos that darkroom-mini never saw, and three in ten
-subjects: a fifth of each to choose settings by ("dev"), the rest to score on ("test"). Emoji concepts that
-are trained on in another style are in neither part.
+subjects: a fifth of the concepts to choose settings by ("dev": none of the subjects, as it happens), the
+rest to score on ("test"). Emoji concepts that are trained on in another style are in neither part.
 
     python benchmarks/refine_data.py --data ../shared/data --out runs/refine-data --split train
     python benchmarks/refine_data.py --data ../shared/data --out pack --split train --copy --limit 500

@@ -129,6 +129,18 @@ def test_strength_goes_from_the_regression_to_a_sample(refine: Refine) -> None:
     assert 0 < apart[0] < apart[1] < apart[2]
 
 
+def test_diffusion_goes_on_from_the_regression(refine: Refine) -> None:
+    image = picture(32, 32)
+    smooth, near = refine.refine(image, [0], mode="regression"), refine.refine(image, [0], strength=0.02)
+    assert (near - smooth).abs().mean() < 0.2 * (smooth - image).abs().mean()
+
+
+def test_what_is_missing_of_a_cell_repeats_the_edge(refine: Refine) -> None:
+    odd, whole = torch.full((1, 3, 13, 14), 0.5), torch.full((1, 3, 16, 16), 0.5)
+    made = refine.refine(odd, [0], mode="regression")
+    assert torch.allclose(made, refine.refine(whole, [0], mode="regression")[:, :, :13, :14], atol=1e-6)
+
+
 def test_levels_fall_from_the_strength_to_nothing() -> None:
     levels = noise_levels(PATH, 5, 1.0)
     assert levels[0] == pytest.approx(20.0) and levels[-2:] == pytest.approx([0.02, 0.0])

@@ -63,7 +63,7 @@ def demo(
     print(f"{output}: {len(shown.prompts)} pictures")
 
 
-def train(stage: Literal["autoencoder", "denoiser"], recipe: Path, overrides: dict[str, str]) -> None:
+def train(stage: Literal["autoencoder", "denoiser", "refine"], recipe: Path, overrides: dict[str, str]) -> None:
     """Run or go on with a training; `overrides` are laid over the recipe's fields."""
     from darkroom.config import load_recipe
 
@@ -72,6 +72,11 @@ def train(stage: Literal["autoencoder", "denoiser"], recipe: Path, overrides: di
         from darkroom.train.autoencoder import train as train_autoencoder
 
         folder = train_autoencoder(load_recipe(recipe, AutoencoderRecipe, overrides))
+    elif stage == "refine":
+        from darkroom.train.refine import RefineRecipe
+        from darkroom.train.refine import train as train_refine
+
+        folder = train_refine(load_recipe(recipe, RefineRecipe, overrides))
     else:
         from darkroom.train.denoiser import DenoiserRecipe
         from darkroom.train.denoiser import train as train_denoiser
@@ -232,8 +237,8 @@ def vae() -> None:
 def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
     """The subcommands by name; `train` is given the overrides, which stand outside the parser's options."""
 
-    def train_(stage: Positional[Literal["autoencoder", "denoiser"]], recipe: Positional[Path]) -> None:
-        """Train either stage as a recipe says; the same command goes on with a run that was stopped.
+    def train_(stage: Positional[Literal["autoencoder", "denoiser", "refine"]], recipe: Positional[Path]) -> None:
+        """Train a stage as a recipe says; the same command goes on with a run that was stopped.
 
         Any field of the recipe can be given as an option: --train.steps 100, --out runs/second.
 

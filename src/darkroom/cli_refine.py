@@ -15,6 +15,7 @@ def refine(
     *,
     output: Annotated[MaybePath, arg(aliases=["-o"])] = None,
     model: str = DEFAULT_MODEL,
+    autoencoder: MaybeText = None,
     mode: Literal["diffusion", "regression"] = "diffusion",
     seed: int = 0,
     steps: MaybeInt = None,
@@ -28,7 +29,8 @@ def refine(
         images: Pictures as they were decoded.
         output: The PNG to write; name-refined.png beside each picture if not given.
         model: The model whose autoencoder decoded them, or a file of refine networks.
-        mode: diffusion draws detail that could be; regression gives the likeliest, which is smooth.
+        autoencoder: With a file of networks, the autoencoder that they were trained for.
+        mode: diffusion draws detail that could be; regression gives what is nearest, which is smooth.
         seed: Decides the detail of the diffusion mode; picture k gets seed + k.
         steps: Sampling steps of the diffusion mode.
         strength: How much of the detail is drawn, 0 to 1.
@@ -47,6 +49,7 @@ def refine(
         check_output(name, ".png", mkdir=mkdir)
     from PIL.Image import fromarray
 
+    from darkroom.checkpoint.load import load_any_autoencoder
     from darkroom.data.folder import load_picture
     from darkroom.images import save_png, to_pil, to_tensor
     from darkroom.refine import load_refine
@@ -54,7 +57,8 @@ def refine(
     from darkroom.runtime.device import checked_device, default_device
 
     place = checked_device(device) if device else default_device()
-    networks = load_refine(model, device=place)
+    given = load_any_autoencoder(autoencoder, device=place) if autoencoder else None
+    networks = load_refine(model, autoencoder=given, device=place)
     for path, name, seed_ in zip(images, names, image_seeds(seed, len(images)), strict=True):
         image = to_tensor(fromarray(load_picture(path)))[None].to(place)
         made = networks.refine(image, [seed_], mode=mode, steps=steps, strength=strength)

@@ -88,8 +88,8 @@ class RefineSpec:
     autoencoder: str
     scale: float
     path: EDMPath
-    steps: int = 10
-    strength: float = 0.5
+    steps: int = 6
+    strength: float = 0.75
 
 
 class RefineNetworks(nn.Module):

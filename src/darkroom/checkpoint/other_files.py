@@ -93,6 +93,10 @@ OTHERS = {
         "`encoder` or `decoder`",
     ),
     r"^(conv_first|model\.0)\.weight$": ("upscaler", "is an upscaler and no model: give the file of a model"),
+    r"^(regression|diffusion)\.conv_in\.weight$": (
+        "refine networks",
+        "puts detail back into a model's pictures and is no model: give the model's folder",
+    ),
     r"^vision_model\.": ("picture encoder", "is an encoder of pictures and no model: give the file of one"),
 }
 
