@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -33,8 +33,7 @@ from darkroom.errors import DarkroomError, InputError, unknown
 from darkroom.files import require_parent
 from darkroom.presets import CARDS, DEFAULT_MODEL, model_folder
 
-if TYPE_CHECKING:
-    pass
+Stage = Literal["autoencoder", "denoiser", "refine"]
 
 
 def demo(
@@ -63,7 +62,7 @@ def demo(
     print(f"{output}: {len(shown.prompts)} pictures")
 
 
-def train(stage: Literal["autoencoder", "denoiser", "refine"], recipe: Path, overrides: dict[str, str]) -> None:
+def train(stage: Stage, recipe: Path, overrides: dict[str, str]) -> None:
     """Run or go on with a training; `overrides` are laid over the recipe's fields."""
     from darkroom.config import load_recipe
 
@@ -237,7 +236,7 @@ def vae() -> None:
 def commands(overrides: dict[str, str]) -> dict[str, Callable[..., None]]:
     """The subcommands by name; `train` is given the overrides, which stand outside the parser's options."""
 
-    def train_(stage: Positional[Literal["autoencoder", "denoiser", "refine"]], recipe: Positional[Path]) -> None:
+    def train_(stage: Positional[Stage], recipe: Positional[Path]) -> None:
         """Train a stage as a recipe says; the same command goes on with a run that was stopped.
 
         Any field of the recipe can be given as an option: --train.steps 100, --out runs/second.
