@@ -1,34 +1,36 @@
 """The tables of `darkroom samplers`. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from darkroom.diffusion.samplers.card import PATHS, SamplerOption
+from darkroom.diffusion.option import PATHS, Option
 from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.schedule_cards import CARDS as SCHEDULE_CARDS
-from darkroom.diffusion.schedule_cards import ScheduleOption
 
 
 def sampler_rows() -> Iterator[tuple[str, ...]]:
     """What each sampler is, the first row the columns' names."""
     yield "name", "order", "calls a step", "noise", "paths", "options", "paper"
     for name, card in CARDS.items():
-        paths = "all" if set(card.paths) == set(PATHS) else ", ".join(card.paths)
-        options = ", ".join(f"{key}={_default(option)}" for key, option in card.options.items())
-        noise = "yes" if card.stochastic else "no"
-        yield name, str(card.order), str(card.calls), noise, paths, options, card.paper
+        noise, options = "yes" if card.stochastic else "no", _options(card.options)
+        yield name, str(card.order), str(card.calls), noise, _paths(card.paths), options, card.paper
 
 
 def schedule_rows() -> Iterator[tuple[str, ...]]:
     """What each schedule is, the first row the columns' names."""
     yield "name", "levels", "paths", "options", "source"
     for card in SCHEDULE_CARDS.values():
-        paths = "all" if set(card.paths) == set(PATHS) else ", ".join(card.paths)
-        yield card.name, card.about, paths, ", ".join(_told(option) for option in card.options), card.source
+        yield card.name, card.about, _paths(card.paths), _options(card.options), card.source
 
 
-def _default(option: SamplerOption) -> str:
-    return str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
+def _paths(paths: tuple[str, ...]) -> str:
+    return "all" if set(paths) == set(PATHS) else ", ".join(paths)
 
 
-def _told(option: ScheduleOption) -> str:
-    return option.name if option.default is None else f"{option.name}={option.default:g}"
+def _options(options: Mapping[str, Option]) -> str:
+    return ", ".join(name + _default(option) for name, option in options.items())
+
+
+def _default(option: Option) -> str:
+    if option.default is None:
+        return ""
+    return "=" + str(option.default).lower()

@@ -22,8 +22,9 @@ def test_options_are_those_of_the_function_with_its_defaults(name):
     own = {
         key: p.default for key, p in parameters.items() if key not in ("path", "steps", "spacing", "table")
     }
-    said = {option.name: option.default for option in CARDS[name].options if option.name != "shift"}
+    said = {key: option.default for key, option in CARDS[name].options.items() if key != "shift"}
     assert said == own
+    assert all(option.about for option in CARDS[name].options.values())
 
 
 def test_every_kind_of_path_has_a_usual_schedule():

@@ -19,7 +19,6 @@ from darkroom.diffusion.schedules import (
     kl_optimal_sigmas,
     lcm_sigmas,
     linear_quadratic_sigmas,
-    part_of,
     polyexponential_sigmas,
     schedule_sigmas,
     simple_sigmas,
@@ -234,7 +233,7 @@ def test_options_reach_the_schedule():
     assert schedule_sigmas("beta", VP, 6, {"alpha": 1, "beta": 1})[1:3] == pytest.approx(
         np.linspace(VP.sigma_max, VP.sigma_min, 6)[1:3].tolist()
     )
-    assert schedule_sigmas("lcm", VP, 2, {"original_steps": 10.0}) == lcm_sigmas(VP, 2, original_steps=10)
+    assert schedule_sigmas("lcm", VP, 2, {"original_steps": 10}) == lcm_sigmas(VP, 2, original_steps=10)
 
 
 @pytest.mark.parametrize("name", [n for n, card in CARDS.items() if "flow" in card.paths])
@@ -252,14 +251,15 @@ def test_a_shift_takes_the_place_of_a_flow_paths_own(name):
     ("name", "path", "options", "message"),
     [
         ("karas", VP, {}, "unknown schedule 'karas': did you mean 'karras'"),
-        ("karras", VP, {"roh": 7}, "unknown option of schedule 'karras' 'roh': did you mean 'rho'"),
-        ("trailing", VP, {"rho": 7}, "schedule 'trailing' takes no options, and 'rho' was given"),
-        ("karras", VP, {"rho": 0}, "rho must be in 0.1 ... 100, not 0"),
-        ("karras", VP, {"rho": math.nan}, "rho must be a finite number, not nan"),
-        ("karras", VP, {"rho": "7"}, "rho must be a finite number, not '7'"),
-        ("beta", VP, {"alpha": -1}, "alpha must be in 0.05 ... 20, not -1"),
+        ("karras", VP, {"roh": 7}, "unknown schedule 'karras' option 'roh': did you mean 'rho'"),
+        ("trailing", VP, {"rho": 7}, "the schedule 'trailing' has no options, so 'rho' cannot be set"),
+        ("karras", VP, {"rho": 0}, "rho must be a number in 0.1 ... 100, not 0"),
+        ("karras", VP, {"rho": math.nan}, "rho must be a number in 0.1 ... 100, not nan"),
+        ("karras", VP, {"rho": "7"}, "rho must be a number in 0.1 ... 100, not '7'"),
+        ("beta", VP, {"alpha": -1}, "alpha must be a number in 0.05 ... 20, not -1"),
         ("karras", VP, {"shift": 3}, "shift is for flow paths, and this one is 'discrete'"),
-        ("lcm", VP, {"original_steps": 4.5}, "original_steps must be a whole number, not 4.5"),
+        ("lcm", VP, {"original_steps": 4.5}, "original_steps must be a whole number in 1 ... 1000, not 4.5"),
+        ("lcm", VP, {"original_steps": 50.0}, "original_steps must be a whole number in"),
         ("lcm", VP, {"original_steps": 4}, "needs steps <= original_steps"),
         ("karras", VP, {"sigma_min": 20}, "sigma_min = 20 is outside the noise levels"),
         ("karras", VP, {"sigma_max": 0.01}, "sigma_max = 0.01 is outside the noise levels"),
@@ -271,6 +271,12 @@ def test_a_shift_takes_the_place_of_a_flow_paths_own(name):
 def test_options_that_cannot_be(name, path, options, message):
     with pytest.raises(InputError, match=message):
         schedule_sigmas(name, path, 5, options)
+
+
+def test_options_may_be_numpys_numbers():
+    assert schedule_sigmas("karras", VP, 5, {"rho": np.int64(7)}) == schedule_sigmas("karras", VP, 5)
+    options = {"original_steps": np.int32(50)}
+    assert schedule_sigmas("lcm", VP, 4, options) == schedule_sigmas("lcm", VP, 4)
 
 
 @pytest.mark.parametrize(
@@ -321,32 +327,6 @@ def test_levels_of_ones_own(path, sigmas):
 def test_levels_that_cannot_be(path, sigmas, message):
     with pytest.raises(InputError, match=message):
         checked_sigmas(path, sigmas)
-
-
-def test_a_part_of_levels():
-    levels = [4.0, 3.0, 2.0, 1.0, 0.0]
-    assert part_of(levels) == levels
-    assert part_of(levels, 1) == [3.0, 2.0, 1.0, 0.0]
-    assert part_of(levels, 1, 3) == [3.0, 2.0, 1.0]
-    assert part_of(levels, end_step=1) == [4.0, 3.0]
-    assert part_of(levels, 0, 2)[-1] == part_of(levels, 2)[0]
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "message"),
-    [
-        (-1, None, "start_step must be in 0 ... 4, the number of steps, not -1"),
-        (0, 5, "end_step must be in 0 ... 4, the number of steps, not 5"),
-        (2, 2, "start_step 2 must be below end_step 2: no step is left"),
-        (3, 1, "start_step 3 must be below end_step 1"),
-        (4, None, "start_step 4 must be below end_step 4"),
-        (0.5, None, "start_step must be a whole number, not 0.5"),
-        (True, None, "start_step must be a whole number, not True"),
-    ],
-)
-def test_parts_that_cannot_be(start, end, message):
-    with pytest.raises(InputError, match=message):
-        part_of([4.0, 3.0, 2.0, 1.0, 0.0], start, end)
 
 
 def test_timestep_sigmas_take_no_other_paths():

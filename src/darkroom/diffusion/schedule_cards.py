@@ -1,42 +1,16 @@
 """What each schedule is, which options it takes and on which paths it is defined. No torch here."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, replace
 
+from darkroom.diffusion.option import PATHS, Option, Value, checked_options
 from darkroom.errors import InputError, unknown
 
-PathKind = str  # "discrete", "cosine", "edm" or "flow"
+PathKind = str  # one of PATHS
 
 # The schedule to name where another one is not defined on a kind of path.
 USUAL: dict[PathKind, str] = {"discrete": "trailing", "cosine": "trailing", "edm": "karras", "flow": "flow"}
 PRESERVING = ("discrete", "cosine")
-EVERY = (*PRESERVING, "edm", "flow")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleOption:
-    """A number that a schedule takes, from `low` to `high`; `default` None is what `about` says."""
-
-    name: str
-    about: str
-    low: float
-    high: float
-    default: float | None = None
-    whole: bool = False
-
-    def checked(self, value: object) -> float:
-        """The value as the number that the schedule takes; raises InputError, naming the option."""
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (self.whole and value != int(value)):  # pyright: ignore[reportArgumentType]
-            wanted = "a whole number" if self.whole else "a finite number"
-            raise InputError(f"the schedule's {self.name} must be {wanted}, not {value!r}")
-        if not self.low <= value <= self.high:  # pyright: ignore[reportOperatorIssue]
-            raise InputError(
-                f"the schedule's {self.name} must be in {self.low:g} ... {self.high:g}, not {value}"
-            )
-        return int(value) if self.whole else float(value)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,42 +23,40 @@ class ScheduleCard:
     about: str
     paths: tuple[PathKind, ...]
     source: str
-    options: tuple[ScheduleOption, ...] = ()
+    options: Mapping[str, Option]
 
 
-def _option(name: str, about: str, low: float, high: float, default: float | None = None) -> ScheduleOption:
-    return ScheduleOption(name=name, about=about, low=low, high=high, default=default)
-
-
-ENDS = (
-    _option("sigma_min", "the last level above the end (default: the path's lowest)", 1e-6, 1e6),
-    _option("sigma_max", "the first level (default: the path's highest)", 1e-6, 1e6),
+ENDS = {
+    "sigma_min": Option(
+        about="the last level above the end (default: the path's lowest)", low=1e-6, high=1e6
+    ),
+    "sigma_max": Option(about="the first level (default: the path's highest)", low=1e-6, high=1e6),
+}
+SHIFT = Option(
+    about="the shift of a flow path, in place of the model's and the picture's own", low=0.01, high=100
 )
-SHIFT = _option("shift", "the shift of a flow path, in place of the model's and the picture's own", 0.01, 100)
-RHO = "how strongly levels gather at the low end"
-SHAPES = (
-    _option("alpha", "the beta distribution's first shape", 0.05, 20, 0.6),
-    _option("beta", "the beta distribution's second shape", 0.05, 20, 0.6),
-)
-ORIGINAL_STEPS = ScheduleOption(
-    name="original_steps",
+RHO = Option(about="how strongly levels gather at the low end", low=0.1, high=100, default=7.0)
+SHAPES = {
+    "alpha": Option(about="the beta distribution's first shape", low=0.05, high=20, default=0.6),
+    "beta": Option(about="the beta distribution's second shape", low=0.05, high=20, default=0.6),
+}
+THRESHOLD = Option(about="how far down the linear steps go", low=0.001, high=0.999, default=0.025)
+LINEAR_STEPS = Option(about="how many steps are linear (default: half)", low=1, high=10_000, whole=True)
+ORIGINAL_STEPS = Option(
     about="the steps of the teacher's grid, of which some are visited",
     low=1,
     high=1000,
     default=50,
     whole=True,
 )
-LINEAR_STEPS = ScheduleOption(
-    name="linear_steps", about="how many steps are linear (default: half)", low=1, high=10_000, whole=True
-)
 AYS = "Sabour, Fidler and Kreis 2024, table 3"
 
 
 def _card(
-    name: str, about: str, source: str, paths: tuple[str, ...] = EVERY, *options: ScheduleOption
+    name: str, about: str, source: str, paths: tuple[str, ...] = PATHS, /, **options: Option
 ) -> ScheduleCard:
-    shift = (SHIFT,) if "flow" in paths and name != "linear_quadratic" else ()
-    return ScheduleCard(name=name, about=about, paths=paths, source=source, options=(*options, *shift))
+    shift = {"shift": SHIFT} if "flow" in paths and name != "linear_quadratic" else {}
+    return ScheduleCard(name=name, about=about, paths=paths, source=source, options={**options, **shift})
 
 
 _CARDS = (
@@ -102,34 +74,30 @@ _CARDS = (
         "karras",
         "even in sigma^(1/rho)",
         "Karras et al. 2022, equation 5",
-        EVERY,
-        _option("rho", RHO, 0.1, 100, 7.0),
-        *ENDS,
+        rho=RHO,
+        **ENDS,
     ),
-    _card("exponential", "even in log sigma", "k-diffusion", EVERY, *ENDS),
+    _card("exponential", "even in log sigma", "k-diffusion", **ENDS),
     _card(
         "polyexponential",
         "log sigma follows a power of the step",
         "k-diffusion",
-        EVERY,
-        _option("rho", RHO, 0.1, 100, 1.0),
-        *ENDS,
+        rho=replace(RHO, default=1.0),
+        **ENDS,
     ),
-    _card("kl_optimal", "even in the arc tangent of sigma", "Sabour et al. 2024, theorem 3.1", EVERY, *ENDS),
+    _card("kl_optimal", "even in the arc tangent of sigma", "Sabour et al. 2024, theorem 3.1", **ENDS),
     _card(
         "beta",
         "quantiles of a beta distribution, in sigma, as diffusers and A1111 do",
         "Lee et al. 2024",
-        EVERY,
-        *SHAPES,
-        *ENDS,
+        **SHAPES,
+        **ENDS,
     ),
     _card(
         "beta_timesteps",
         "quantiles of a beta distribution, in whole timesteps, as ComfyUI does",
         "Lee et al. 2024",
-        EVERY,
-        *SHAPES,
+        **SHAPES,
     ),
     _card(
         "sgm_uniform",
@@ -143,8 +111,8 @@ _CARDS = (
         "straight down by threshold_noise, then along a parabola",
         "Genmo's Mochi",
         ("flow",),
-        _option("threshold_noise", "how far down the linear steps go", 0.001, 0.999, 0.025),
-        LINEAR_STEPS,
+        threshold_noise=THRESHOLD,
+        linear_steps=LINEAR_STEPS,
     ),
     _card("ays_sd1", "optimised for Stable Diffusion 1.5", AYS, ("discrete",)),
     _card("ays_sdxl", "optimised for Stable Diffusion XL", AYS, ("discrete",)),
@@ -154,7 +122,7 @@ _CARDS = (
         "even distances on a grid of 50 timesteps, for networks distilled on it",
         "Luo et al. 2023",
         ("discrete",),
-        ORIGINAL_STEPS,
+        original_steps=ORIGINAL_STEPS,
     ),
 )
 CARDS: dict[str, ScheduleCard] = {card.name: card for card in _CARDS}
@@ -179,7 +147,7 @@ def resolve_schedule(name: str, conditioning: str) -> str:
     return name
 
 
-def check_schedule_options(name: str, options: Mapping[str, object]) -> dict[str, float]:
+def check_schedule_options(name: str, options: Mapping[str, object]) -> dict[str, Value]:
     """The options of a schedule, those that are None left out.
 
     Raises InputError for an unknown schedule, for an option that it does not take, naming the nearest, and
@@ -187,13 +155,8 @@ def check_schedule_options(name: str, options: Mapping[str, object]) -> dict[str
     """
     if name not in CARDS:
         raise unknown("schedule", name, CARDS)
-    known = {option.name: option for option in CARDS[name].options}
     given = {key: value for key, value in options.items() if value is not None}
-    if strange := sorted(given.keys() - known.keys()):
-        if not known:
-            raise InputError(f"schedule {name!r} takes no options, and {strange[0]!r} was given")
-        raise unknown(f"option of schedule {name!r}", strange[0], known)
-    return {key: known[key].checked(value) for key, value in given.items()}
+    return checked_options(f"schedule {name!r}", CARDS[name].options, given)
 
 
 def check_path(name: str, kind: PathKind) -> None:

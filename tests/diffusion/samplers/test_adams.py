@@ -11,9 +11,9 @@ from darkroom.diffusion.samplers.adams import (
     exponential_moments,
     interpolation_weights,
     power_moments,
-    remember,
 )
 from darkroom.diffusion.samplers.multistep import ADAMS_BASHFORTH, deis, ipndm, lms
+from darkroom.diffusion.samplers.steps import remember
 from darkroom.diffusion.samplers.unipc import uni_pc
 from darkroom.errors import InputError
 
@@ -30,6 +30,14 @@ def test_moments(h):
         assert powers[k] == pytest.approx(integral(lambda s, k=k: s**k, h), rel=1e-6)
         expected = integral(lambda s, k=k: math.exp(s - h) * s**k, h)
         assert exponentials[k] == pytest.approx(expected, rel=1e-6, abs=1e-13)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.25, 1.0])
+def test_moments_of_an_sde(eta):
+    moments, rate = exponential_moments(0.8, 4, eta), 1 + eta
+    for k in range(4):
+        expected = integral(lambda s, k=k: rate * math.exp(rate * (s - 0.8)) * s**k, 0.8)
+        assert moments[k] == pytest.approx(expected, rel=1e-6)
 
 
 def test_weights_integrate_polynomials_exactly():
@@ -59,9 +67,22 @@ def test_pure_noise_weighs_nothing():
 
 def test_history_keeps_the_newest_value_of_a_level():
     history = []
-    for sigma, value in ((3.0, 1.0), (2.0, 2.0), (2.0, 3.0), (1.0, 4.0), (0.5, 5.0)):
-        history = remember(history, sigma, torch.tensor(value), 3)
-    assert [(sigma, float(value)) for sigma, value in history] == [(0.5, 5.0), (1.0, 4.0), (2.0, 3.0)]
+    for sigma, value in ((4.0, 0.0), (3.0, 1.0), (2.0, 2.0), (2.0, 3.0), (1.0, 4.0), (0.5, 5.0)):
+        history = remember(history, sigma, torch.tensor(value), 4)
+    assert [(sigma, float(value)) for sigma, value in history] == [
+        (0.5, 5.0),
+        (1.0, 4.0),
+        (2.0, 3.0),
+        (3.0, 1.0),
+    ]
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+def test_history_forgets_what_is_infinitely_far(infinite):
+    history = []
+    for level, kept in ((infinite, [infinite]), (infinite, [infinite]), (2.0, [2.0]), (1.0, [1.0, 2.0])):
+        history = remember(history, level, torch.tensor(level), 3)
+        assert [level for level, _ in history] == kept
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.diffusion.samplers.gaussian import VP, Gaussian, grid
 
-from darkroom.diffusion.samplers.card import PATHS, SamplerOption
+from darkroom.diffusion.option import PATHS
 from darkroom.diffusion.samplers.cards import CARDS, EVEN
 from darkroom.diffusion.samplers.table import SAMPLERS
 from darkroom.errors import InputError
@@ -30,8 +30,10 @@ def test_options_are_the_keywords_of_the_sampler(name):
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "noise"}
     assert keywords == {option: spec.default for option, spec in CARDS[name].options.items()}
     for option, spec in CARDS[name].options.items():
-        spec.check(option, spec.default)
-        assert type(keywords[option]) is type(spec.default)
+        assert spec.default is not None
+        checked = spec.checked(option, spec.default)
+        assert checked == keywords[option]
+        assert type(checked) is type(keywords[option])
 
 
 @pytest.mark.parametrize("name", ODE)
@@ -55,31 +57,28 @@ def test_cards_are_filled_in(name):
     assert card.good_for and re.search(r"\b(19|20)\d\d\b", card.paper)
     assert set(card.paths) <= set(PATHS)
     assert card.schedules is None or set(card.schedules) <= set(EVEN)
-    assert all(option.meaning for option in card.options.values())
+    assert all(option.about for option in card.options.values())
 
 
 def test_options_that_cannot_be():
     with pytest.raises(InputError, match=r"eta must be a number in 0 \.\.\. 1, not nan"):
         CARDS["ddim"].check(eta=float("nan"))
     CARDS["ddim"].check(eta=1)
+    CARDS["edm"].check(s_tmax=math.inf)
     for value in (1.01, -0.1, True, "1", None):
         with pytest.raises(InputError, match=r"eta must be a number in 0 \.\.\. 1"):
             CARDS["ddim"].check(eta=value)
     with pytest.raises(InputError, match="unknown sampler option 'sovler': did you mean 'solver'"):
         CARDS["uni_pc"].check(sovler="bh1")
-    with pytest.raises(InputError, match="this sampler has no options, so 'eta' cannot be set"):
+    with pytest.raises(InputError, match="the sampler has no options, so 'eta' cannot be set"):
         CARDS["euler"].check(eta=0.5)
 
 
-def test_limits_in_words():
-    assert SamplerOption(default=0.5, low=0, meaning="").allowed == "a number of at least 0"
-    assert SamplerOption(default=0.5, meaning="").allowed == "a number"
-    assert SamplerOption(default=2, low=1, high=3, meaning="").allowed == "a whole number in 1 ... 3"
-    assert SamplerOption(default="a", choices=("a", "b"), meaning="").allowed == "a or b"
-    for value in (math.inf, -1.0):
-        with pytest.raises(InputError):
-            SamplerOption(default=0.5, low=0, meaning="").check("x", value)
-    SamplerOption(default=math.inf, low=0, meaning="").check("x", math.inf)
+FIRST_LEVEL = {"ddim", "plms", "lcm", "tcd", "deis", "sa_solver"}
+
+
+def test_who_ends_at_the_first_level_of_a_path():
+    assert {name for name, card in CARDS.items() if card.to_first_level} == FIRST_LEVEL
 
 
 def test_cards_come_without_torch():

@@ -18,6 +18,7 @@ from darkroom.diffusion.samplers.adaptive import dpm_adaptive
 from darkroom.diffusion.samplers.ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
 from darkroom.diffusion.samplers.edm import edm
 from darkroom.diffusion.samplers.er_sde import er_sde
+from darkroom.diffusion.samplers.first_order import euler_ancestral
 from darkroom.diffusion.samplers.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 
 RATIOS = [12.0, 7.0, 4.5, 2.0, 1.1, 0.6, 0.35, 0.1, 0.03, 0.0]
@@ -93,6 +94,18 @@ def over(formula: Callable[..., Tensor], **options) -> list[Tensor]:
         y = formula(y, r, to, noise, past, **options) if to > 0 else past[-1][1]
         ys.append(y)
     return ys
+
+
+def published_euler(y, r, to, noise, past, *, eta, s_noise) -> Tensor:
+    down, up = ancestral(r, to, eta)
+    y = y + (down - r) * (y - bent(y, r)) / r
+    return y + up * s_noise * next(noise) if up else y
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("options", [{"eta": 1.0, "s_noise": 1.0}, {"eta": 0.6, "s_noise": 1.1}])
+def test_euler_ancestral(path, options):
+    assert agrees(euler_ancestral, path, over(published_euler, **options), **options)
 
 
 def published_2s(y, r, to, noise, past, *, eta, s_noise) -> Tensor:

@@ -71,6 +71,7 @@ ORDERS = [
     ("ddpm", {}, 1),
     ("ddim", {"eta": 0.5}, 1),
     ("euler_ancestral", {}, 1),
+    ("euler_ancestral", {"eta": 0.5}, 1),
     ("dpm_2_ancestral", {}, 2),
     ("dpm_2_ancestral", {"eta": 0.5}, 2),
     ("dpmpp_2s_ancestral", {}, 2),
@@ -107,6 +108,8 @@ def test_weak_order(name, options, order, path):
 RELATIVES = [
     ("ddpm", {}, "ddim", {"eta": 1.0}),
     ("ddpm", {}, "euler_ancestral", {}),
+    ("euler_ancestral", {"eta": 0.0}, "euler", {}),
+    ("euler_ancestral", {"eta": 0.5}, "ddim", {"eta": 0.5}),
     ("dpm_2_ancestral", {"eta": 0.0}, "dpm_2", {}),
     ("dpmpp_sde", {"eta": 0.0}, "dpmpp_2s_ancestral", {"eta": 0.0}),
     ("dpmpp_2m_sde", {"eta": 0.0}, "dpmpp_2m", {}),
@@ -333,6 +336,17 @@ def test_a_level_twice_changes_nothing(name):
 
 
 @each
+def test_pure_noise_twice_changes_nothing(name):
+    options = {"s_churn": 0.0} if name == "edm" else {"gamma": 0.0} if name == "tcd" else {}
+    levels, ends = [1.0, 0.7, 0.4, 0.1], []
+    x = start(FLOW, 1.0)
+    for sigmas in (levels, [1.0, *levels]):
+        noise = Fresh(x.shape, scale=0.0)
+        ends.append(last(SAMPLERS[name](Gaussian(FLOW), x, sigmas, noise=noise, **options)))
+    assert torch.allclose(*ends, atol=1e-9)
+
+
+@each
 def test_calls_are_counted(name):
     class Counted(Gaussian):
         calls = 0
@@ -347,6 +361,8 @@ def test_calls_are_counted(name):
 
 
 REFUSED = [
+    ("euler_ancestral", {"eta": 1.1}, "eta"),
+    ("euler_ancestral", {"s_noise": math.inf}, "s_noise"),
     ("dpm_2_ancestral", {"eta": 1.1}, "eta"),
     ("dpmpp_2s_ancestral", {"s_noise": -0.1}, "s_noise"),
     ("dpmpp_sde", {"midpoint": 0.0}, "midpoint"),
@@ -359,6 +375,7 @@ REFUSED = [
     ("er_sde", {"order": 4}, "order"),
     ("edm", {"s_tmin": 60.0}, "s_tmin must be at most s_tmax"),
     ("edm", {"s_churn": -1.0}, "s_churn"),
+    ("lcm", {"boundary": 1}, "boundary"),
     ("tcd", {"gamma": 1.5}, "gamma"),
 ]
 

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.samplers.runge_kutta import heun_step
-from darkroom.diffusion.samplers.steps import Denoise, Step, bends, euler_step, level_pairs, log_ratio
+from darkroom.diffusion.samplers.steps import (
+    Denoise,
+    History,
+    Step,
+    bends,
+    euler_step,
+    level_pairs,
+    log_ratio,
+    remember,
+)
 
-History = list[tuple[float, Tensor]]  # levels and values there, newest first
 # value(path, x, denoised, sigma): the quantity that is extrapolated.
 Value = Callable[[NoisePath, Tensor, Tensor, float], Tensor]
 # weights(path, levels, to): of the differences of earlier values, next to newest first, from the newest.
@@ -51,12 +59,6 @@ def adams(
         yield Step(index, total, sigma, x, denoised)
 
 
-def remember(history: History, sigma: float, value: Tensor, count: int) -> History:
-    """The last `count` values; one at the level of the newest takes its place."""
-    older = history[1:] if history and history[0][0] == sigma else history
-    return [(sigma, value), *older[: count - 1]]
-
-
 def add_differences(x: Tensor, history: History, weights: Sequence[float]) -> Tensor:
     """x plus, in place, each weight times the difference of an earlier value from the newest."""
     for weight, (_, value) in zip(weights, history[1:], strict=False):
@@ -88,11 +90,15 @@ def power_moments(h: float, count: int) -> list[float]:
     return [h ** (k + 1) / (k + 1) for k in range(count)]
 
 
-def exponential_moments(h: float, count: int) -> list[float]:
-    """∫ exp(s - h) s^k ds from 0 to h, for k = 0 ... count - 1; by parts, h^(k+1) k! φ_(k+1)(-h)."""
-    moments = [-math.expm1(-h)]
+def exponential_moments(h: float, count: int, eta: float = 0.0) -> list[float]:
+    """a ∫ exp(a (s - h)) s^k ds from 0 to h with a = 1 + eta, for k = 0 ... count - 1, by parts.
+
+    They are how much of a step over h in λ is due to an estimate that goes as s^k along it, where the SDE
+    has `eta`'s share of noise; without noise they are h^(k+1) k! φ_(k+1)(-h).
+    """
+    moments = [-math.expm1(-(1 + eta) * h)]
     for k in range(1, count):
-        moments.append(h**k - k * moments[-1])
+        moments.append(h**k - k * moments[-1] / (1 + eta))
     return moments
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.samplers.cards import CARDS
-from darkroom.diffusion.samplers.levels import level, needed, ratio
+from darkroom.diffusion.samplers.levels import level, ratio
 from darkroom.diffusion.samplers.steps import (
     PURE_NOISE,
     Denoise,
@@ -16,6 +16,7 @@ from darkroom.diffusion.samplers.steps import (
     Step,
     add_noise,
     euler_step,
+    needed,
 )
 from darkroom.errors import DarkroomError, InputError
 

@@ -13,8 +13,8 @@ from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.samplers.first_order import ddim
 from darkroom.diffusion.samplers.levels import falling_pairs, level, ratio
+from darkroom.diffusion.samplers.runge_kutta import midpoint_step
 from darkroom.diffusion.samplers.steps import (
-    PURE_NOISE,
     Denoise,
     Noise,
     Step,
@@ -46,8 +46,9 @@ def dpm_2_ancestral(
     """Ancestral steps by the midpoint method in sigma, of second order, two calls a step.
 
     The midpoint is that of log sigma (DPM-Solver-2 of Karras et al. 2022's form, as in k-diffusion). `eta` in
-    0 ... 1 is the share of DDPM's noise, `s_noise` a factor on it. Steps from all but pure noise and to sigma
-    = 0 are of first order. Raises InputError for options out of range, and without noise when eta is above 0.
+    0 ... 1 is the share of DDPM's noise, `s_noise` a factor on it. Steps to sigma = 0, and from the level
+    that stands for infinite noise, are of first order. Raises InputError for options out of range, and
+    without noise when eta is above 0.
     """
     CARDS["dpm_2_ancestral"].check(eta=eta, s_noise=s_noise)
     return _dpm_2_ancestral(denoise, x, sigmas, noise, eta, s_noise)
@@ -80,21 +81,13 @@ def _dpm_2_ancestral(
     path = denoise.path
     for index, sigma, to in falling_pairs(sigmas):
         denoised = denoise(x, sigma).value
-        keep, pull, up = first_order_factors(path, sigma, to, eta)
+        _, _, up = first_order_factors(path, sigma, to, eta)
         down = level(path, _ratio_down(path, to, up))
-        if down == 0 or sigma > PURE_NOISE:
-            x = toward(x, denoised, keep, pull)
-        else:
-            x = _midpoint(denoise, x, denoised, sigma, down) * (path.alpha(to) / path.alpha(down))
+        x = midpoint_step(denoise, x, denoised, sigma, down)
+        if down != to:
+            x *= path.alpha(to) / path.alpha(down)
         x = add_noise(x, s_noise * up, noise, sigma, to)
         yield Step(index, len(sigmas) - 1, sigma, x, denoised)
-
-
-def _midpoint(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
-    """A step along dx / dsigma = (x - denoised) / sigma by its slope at the geometric mean of the levels."""
-    middle = math.sqrt(sigma * to)
-    half = torch.lerp(denoised, x, middle / sigma)
-    return torch.add(x, half - denoise(half, middle).value, alpha=(to - sigma) / middle)
 
 
 @torch.no_grad()

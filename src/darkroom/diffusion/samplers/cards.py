@@ -3,21 +3,27 @@
 import math
 from dataclasses import replace
 
-from darkroom.diffusion.samplers.card import SamplerCard, SamplerOption
+from darkroom.diffusion.option import LARGEST, Option
+from darkroom.diffusion.samplers.card import SamplerCard
 
 # Schedules whose timesteps are evenly spaced.
 EVEN = ("leading", "leading_0", "trailing", "linspace", "sgm_uniform", "simple", "ddim_uniform", "flow")
 
 
-def _order(default: int, high: int) -> SamplerOption:
-    return SamplerOption(default=default, low=1, high=high, meaning="how many estimates a step goes by")
+def _whole(default: int, low: int, high: int, about: str) -> Option:
+    return Option(default=default, low=low, high=high, whole=True, about=about)
 
 
-_SHARE = SamplerOption(default=1.0, low=0, high=1, meaning="the share of DDPM's noise that it draws")
-_NOISE = replace(_SHARE, high=math.inf, meaning="how strong the noise is, 1 is DDPM's")
-_S_NOISE = SamplerOption(default=1.0, low=0, meaning="a factor on the noise")
-_FROM_RATIO = SamplerOption(default=0.0, low=0, meaning="no noise below this sigma / alpha")
-_LOWER_FINAL = SamplerOption(default=True, meaning="end in steps of lower order")
+def _order(default: int, high: int) -> Option:
+    return _whole(default, 1, high, "how many estimates a step goes by")
+
+
+_SHARE = Option(default=1.0, low=0, high=1, about="the share of DDPM's noise that it draws")
+_NOISE = replace(_SHARE, high=LARGEST, about="how strong the noise is, 1 is DDPM's")
+_S_NOISE = Option(default=1.0, low=0, about="a factor on the noise")
+_FROM_RATIO = Option(default=0.0, low=0, about="no noise below this sigma / alpha")
+_TO_RATIO = Option(default=math.inf, low=0, high=math.inf, about="no noise above this sigma / alpha")
+_LOWER_FINAL = Option(default=True, about="end in steps of lower order")
 _KARRAS = "Karras et al. 2022, arXiv:2206.00364"
 _CFG_PP = "Chung et al. 2024, arXiv:2406.08070"
 _DEIS = "Zhang and Chen 2023, arXiv:2204.13902"
@@ -28,6 +34,7 @@ CARDS: dict[str, SamplerCard] = {
         variable="log_snr",
         calls=1,
         stochastic=False,
+        to_first_level=True,
         options={"eta": replace(_SHARE, default=0.0)},
         good_for="what Stable Diffusion 1 was published with; inversion",
         paper="Song et al. 2021, arXiv:2010.02502",
@@ -70,6 +77,7 @@ CARDS: dict[str, SamplerCard] = {
         variable="timestep",
         calls=1,
         stochastic=False,
+        to_first_level=True,
         schedules=EVEN,
         good_for="pictures of early Stable Diffusion drawn again, 50 steps",
         paper="Liu et al. 2022, arXiv:2202.09778",
@@ -104,6 +112,7 @@ CARDS: dict[str, SamplerCard] = {
         variable="log_snr",
         calls=1,
         stochastic=False,
+        to_first_level=True,
         options={"order": _order(2, 3), "lower_order_final": _LOWER_FINAL},
         good_for="about 10 steps at low guidance scales",
         paper=_DEIS,
@@ -114,11 +123,9 @@ CARDS: dict[str, SamplerCard] = {
         calls=1,
         stochastic=False,
         options={
-            "order": SamplerOption(
-                default=2, low=1, high=3, meaning="the predictor's; the whole has one more"
-            ),
-            "solver": SamplerOption(
-                default="bh2", choices=("bh1", "bh2"), meaning="bh1 without guidance, bh2 with it"
+            "order": _whole(2, 1, 3, "the predictor's; the whole has one more"),
+            "solver": Option(
+                default="bh2", choices=("bh1", "bh2"), about="bh1 without guidance, bh2 with it"
             ),
             "lower_order_final": _LOWER_FINAL,
         },
@@ -156,6 +163,7 @@ CARDS: dict[str, SamplerCard] = {
         variable="log_snr",
         calls=1,
         stochastic=True,
+        options={"eta": _SHARE, "s_noise": _S_NOISE},
         good_for="lively detail at 20 to 40 steps; it never settles on one picture",
         paper="Ho et al. 2020, arXiv:2006.11239",
     ),
@@ -185,9 +193,7 @@ CARDS: dict[str, SamplerCard] = {
         options={
             "eta": _SHARE,
             "s_noise": _S_NOISE,
-            "midpoint": SamplerOption(
-                default=0.5, low=0.01, high=1, meaning="where the inner level lies in the step"
-            ),
+            "midpoint": Option(default=0.5, low=0.01, high=1, about="where the inner level lies in the step"),
         },
         good_for="rich detail in few steps, at two calls each",
         paper="Lu et al. 2022, arXiv:2211.01095",
@@ -200,8 +206,8 @@ CARDS: dict[str, SamplerCard] = {
         options={
             "eta": _NOISE,
             "s_noise": _S_NOISE,
-            "solver": SamplerOption(
-                default="midpoint", choices=("midpoint", "heun"), meaning="how earlier estimates are weighed"
+            "solver": Option(
+                default="midpoint", choices=("midpoint", "heun"), about="how earlier estimates are weighed"
             ),
         },
         good_for="rich detail at 20 to 40 steps; the usual stochastic choice",
@@ -221,22 +227,19 @@ CARDS: dict[str, SamplerCard] = {
         variable="log_snr",
         calls=1,
         stochastic=True,
+        to_first_level=True,
         options={
-            "tau": SamplerOption(default=1.0, low=0, meaning="how strong the noise is, 1 is DDPM's"),
+            "tau": Option(default=1.0, low=0, about="how strong the noise is, 1 is DDPM's"),
             "s_tmin": _FROM_RATIO,
-            "s_tmax": SamplerOption(default=math.inf, low=0, meaning="no noise above this sigma / alpha"),
-            "predictor_order": SamplerOption(
-                default=2, low=1, high=4, meaning="how many estimates it predicts by"
-            ),
-            "corrector_order": SamplerOption(
-                default=2, low=0, high=4, meaning="how many it corrects by, 0 for none"
-            ),
+            "s_tmax": _TO_RATIO,
+            "predictor_order": _whole(2, 1, 4, "how many estimates it predicts by"),
+            "corrector_order": _whole(2, 0, 4, "how many it corrects by, 0 for none"),
         },
         good_for="20 to 60 steps, with as much noise as `tau` says",
         paper="Xue et al. 2023, arXiv:2309.05019",
     ),
     "er_sde": SamplerCard(
-        order=3,
+        order=2,
         variable="log_snr",
         calls=1,
         stochastic=True,
@@ -250,9 +253,9 @@ CARDS: dict[str, SamplerCard] = {
         calls=2,
         stochastic=True,
         options={
-            "s_churn": SamplerOption(default=40.0, low=0, meaning="how much noise is added in all"),
+            "s_churn": Option(default=40.0, low=0, about="how much noise is added in all"),
             "s_tmin": replace(_FROM_RATIO, default=0.05),
-            "s_tmax": SamplerOption(default=50.0, low=0, meaning="no noise above this sigma / alpha"),
+            "s_tmax": replace(_TO_RATIO, default=50.0),
             "s_noise": replace(_S_NOISE, default=1.003),
         },
         good_for="EDM models, many steps",
@@ -264,17 +267,13 @@ CARDS: dict[str, SamplerCard] = {
         calls="adaptive",
         stochastic=False,
         options={
-            "order": SamplerOption(default=3, low=2, high=3, meaning="of the better of its two solutions"),
-            "rtol": SamplerOption(default=0.05, low=0, high=1, meaning="the error allowed, relative"),
-            "atol": SamplerOption(default=0.0078, low=0, meaning="the error allowed, absolute"),
+            "order": _whole(3, 2, 3, "of the better of its two solutions"),
+            "rtol": Option(default=0.05, low=0, high=1, about="the error allowed, relative"),
+            "atol": Option(default=0.0078, low=0, about="the error allowed, absolute"),
             "eta": replace(_SHARE, default=0.0),
             "s_noise": _S_NOISE,
-            "pcoeff": SamplerOption(
-                default=0.0, low=0, high=1, meaning="the proportional part of the step control"
-            ),
-            "icoeff": SamplerOption(
-                default=1.0, low=0.01, high=1, meaning="the integral part of the step control"
-            ),
+            "pcoeff": Option(default=0.0, low=0, high=1, about="the proportional part of the step control"),
+            "icoeff": Option(default=1.0, low=0.01, high=1, about="the integral part of the step control"),
         },
         good_for="a picture to a tolerance, however many calls it takes",
         paper="Lu et al. 2022, arXiv:2206.00927",
@@ -284,10 +283,9 @@ CARDS: dict[str, SamplerCard] = {
         variable="timestep",
         calls=1,
         stochastic=True,
+        to_first_level=True,
         options={
-            "boundary": SamplerOption(
-                default=True, meaning="mix the estimate with x as these models are trained"
-            )
+            "boundary": Option(default=True, about="mix the estimate with x as these models are trained")
         },
         good_for="latent consistency models, 1 to 8 steps",
         paper="Luo et al. 2023, arXiv:2310.04378",
@@ -297,9 +295,8 @@ CARDS: dict[str, SamplerCard] = {
         variable="timestep",
         calls=1,
         stochastic=True,
-        options={
-            "gamma": SamplerOption(default=0.3, low=0, high=1, meaning="how much noise is drawn, 0 none")
-        },
+        to_first_level=True,
+        options={"gamma": Option(default=0.3, low=0, high=1, about="how much noise is drawn, 0 none")},
         good_for="trajectory consistency models, 2 to 20 steps",
         paper="Zheng et al. 2024, arXiv:2402.19159",
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.samplers.levels import blend, falling_pairs, ratio
-from darkroom.diffusion.samplers.steps import Denoise, Noise, Step, add_noise
+from darkroom.diffusion.samplers.steps import Denoise, History, Noise, Step, add_noise, remember
 
 NODES = 24  # of the quadrature over a step in log r: exact to 1e-12 over steps of any length in use
 
@@ -25,7 +25,7 @@ def er_sde(
     order: int = 3,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """ER-SDE-Solver (Cui et al. 2023, algorithms 1 to 3), one call a step.
+    """ER-SDE-Solver (Cui et al. 2023, algorithms 1 to 3), one call a step, weak order 2.
 
     The noise function is the paper's fifth, φ(r) = r (e^(r^0.3) + 10) in r = sigma / alpha, which draws less
     noise at low levels than DDPM. `order`, 1 ... 3, is how many estimates a step goes on from; `s_noise` is a
@@ -40,12 +40,10 @@ def _er_sde(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise | None, order: int, s_noise: float
 ) -> Iterator[Step]:
     path = denoise.path
-    history: list[tuple[float, Tensor]] = []  # ratios and estimates, newest first
+    history: History = []  # ratios and estimates
     for index, sigma, to in falling_pairs(sigmas):
         denoised = denoise(x, sigma).value
-        r = ratio(path, sigma)
-        past = [(old, estimate) for old, estimate in history if r < old < math.inf]
-        history = [(r, denoised), *past][:order]
+        history = remember(history, ratio(path, sigma), denoised, order)
         keep, weights, up = _factors(path, sigma, to, [old for old, _ in history])
         x = blend(x, keep, weights, [estimate for _, estimate in history])
         x = add_noise(x, s_noise * up, noise, sigma, to)
@@ -57,7 +55,8 @@ def _factors(
 ) -> tuple[float, list[float], float]:
     """The factors of x, of the estimates at `ratios` (newest first) and of new noise."""
     r_to, alpha_to = ratio(path, to), path.alpha(to)
-    share = _noise_share(r_to) / _noise_share(ratios[0])  # φ(r_to) / φ(r) = share * r_to / r
+    # φ(r_to) / φ(r) = share * r_to / r
+    share = _noise_share(r_to) / _noise_share(ratios[0]) if r_to < ratios[0] else 1.0
     fall = to * path.alpha(sigma) / (sigma * alpha_to) if alpha_to else 1.0
     weights = [1 - share * fall, *(0.0 for _ in ratios[1:])]
     if 0 < r_to < ratios[0] and len(ratios) > 1:

@@ -29,6 +29,7 @@ def lcm(
     the estimate is mixed with x so that it is x at timestep 0, as latent consistency models are trained;
     `boundary` off leaves it as it is, for other models of few steps. Raises InputError without noise.
     """
+    CARDS["lcm"].check(boundary=boundary)
     return _lcm(denoise, x, sigmas, noise, boundary)
 
 

@@ -1,4 +1,4 @@
-"""What the stochastic samplers share beside `steps`: ratios of noise, past estimates, factors of their SDE.
+"""What the stochastic samplers share beside `steps`: ratios of noise, and factors of their SDE.
 
 Every path is the variance-exploding one of x / alpha at the level r = sigma / alpha, so a sampler that is
 written in r, or in λ = -log r, is right on all of them, flow included.
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.path import FlowPath, NoisePath
-from darkroom.diffusion.samplers.steps import Noise, level_pairs, toward
+from darkroom.diffusion.samplers.steps import level_pairs, toward
 from darkroom.errors import InputError
-
-Estimates = list[tuple[float, Tensor]]
 
 
 def ratio(path: NoisePath, sigma: float) -> float:
@@ -50,27 +48,6 @@ def sde_factors(path: NoisePath, sigma: float, to: float, eta: float) -> tuple[f
     return fall**eta * to / sigma, alpha_to * (1 - fall ** (1 + eta)), up
 
 
-def moments(h: float, eta: float, count: int) -> list[float]:
-    """The weighted means ∫ (1 + eta) e^(-(1 + eta)(h - s)) s^k ds over 0 ... h for k = 0 ... count - 1.
-
-    They are how much of a step is due to an estimate that goes as s^k along it.
-    """
-    values = [-math.expm1(-(1 + eta) * h)]
-    for k in range(1, count):
-        values.append(h**k - k * values[-1] / (1 + eta))
-    return values
-
-
-def remember(history: Estimates, lam: float, denoised: Tensor, length: int) -> Estimates:
-    """The last `length` estimates with their λ, newest last.
-
-    One at pure noise is left out, because it is infinitely far; one at the same level is replaced.
-    """
-    if not math.isfinite(lam):
-        return []
-    return [*(past for past in history if past[0] < lam), (lam, denoised)][-length:]
-
-
 def blend(x: Tensor, keep: float, weights: Sequence[float], estimates: Sequence[Tensor]) -> Tensor:
     """keep * x + the weighted sum of estimates, at least one."""
     out = toward(x, estimates[0], keep, weights[0])
@@ -78,13 +55,6 @@ def blend(x: Tensor, keep: float, weights: Sequence[float], estimates: Sequence[
         if weight:
             out = torch.add(out, estimate, alpha=weight)
     return out
-
-
-def needed(noise: Noise | None) -> Noise:
-    """The source of noise; InputError if there is none."""
-    if noise is None:
-        raise InputError("this sampler draws noise at each step: give it a noise source")
-    return noise
 
 
 def check_span(low: float, high: float) -> None:

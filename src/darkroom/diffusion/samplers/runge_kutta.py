@@ -34,7 +34,7 @@ def dpm_2(
     """
     for index, sigma, to in level_pairs(sigmas):
         denoised = denoise(x, sigma).value
-        x = _midpoint_step(denoise, x, denoised, sigma, to)
+        x = midpoint_step(denoise, x, denoised, sigma, to)
         yield Step(index, len(sigmas) - 1, sigma, x, denoised)
 
 
@@ -50,7 +50,7 @@ def heun_step(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, to: f
     return torch.add(ahead, change, alpha=(sigma - to) / (2 * to))
 
 
-def _midpoint_step(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
+def midpoint_step(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
     """A new x at level `to`, by the slope half way there in log sigma."""
     straight = euler_step(denoise.path, x, denoised, sigma, to)
     if not _looks_ahead(sigma, to):

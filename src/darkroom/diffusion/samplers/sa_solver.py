@@ -7,19 +7,10 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.path import NoisePath
+from darkroom.diffusion.samplers.adams import exponential_moments, interpolation_weights
 from darkroom.diffusion.samplers.cards import CARDS
-from darkroom.diffusion.samplers.levels import (
-    Estimates,
-    blend,
-    check_span,
-    falling_pairs,
-    moments,
-    needed,
-    ratio,
-    remember,
-    sde_factors,
-)
-from darkroom.diffusion.samplers.steps import Denoise, Noise, Step, log_ratio
+from darkroom.diffusion.samplers.levels import blend, check_span, falling_pairs, ratio, sde_factors
+from darkroom.diffusion.samplers.steps import Denoise, History, Noise, Step, add_noise, log_ratio, remember
 
 MAX_ORDER = 4
 
@@ -68,7 +59,7 @@ def _sa_solver(
     corrector_order: int,
 ) -> Iterator[Step]:
     path, total = denoise.path, len(sigmas) - 1
-    history: Estimates = []
+    history: History = []  # λ and estimates
     correct = None  # the step before, to be taken again with the estimate at its end
     for index, sigma, to in falling_pairs(sigmas):
         denoised = denoise(x, sigma).value
@@ -77,11 +68,11 @@ def _sa_solver(
             x = correct.take(history, min(corrector_order, total - index + 2))
         step_eta = eta if span[0] <= ratio(path, sigma) <= span[1] else 0.0
         step = _AdamsStep(path, x, sigma, to, step_eta, noise)
-        if history and to > 0:
+        if math.isfinite(step.h):
             x = step.take(history, min(predictor_order, total - index))
         else:
             x = step.first(denoised)
-        correct = step if corrector_order and history else None
+        correct = step if corrector_order else None
         yield Step(index, total, sigma, x, denoised)
 
 
@@ -92,9 +83,7 @@ class _AdamsStep:
         self, path: NoisePath, x: Tensor, sigma: float, to: float, eta: float, noise: Noise | None
     ) -> None:
         keep, self.pull, up = sde_factors(path, sigma, to, eta)
-        self.base = x * keep
-        if up > 0:
-            self.base = self.base.add_(needed(noise).between(sigma, to).to(x), alpha=up)
+        self.base = add_noise(x * keep, up, noise, sigma, to)
         self.eta, self.alpha, self.start = eta, path.alpha(to), log_ratio(path, sigma)
         self.h = log_ratio(path, to) - self.start
 
@@ -102,32 +91,19 @@ class _AdamsStep:
         """The new x of first order."""
         return torch.add(self.base, denoised, alpha=self.pull)
 
-    def take(self, history: Estimates, order: int) -> Tensor:
+    def take(self, history: History, order: int) -> Tensor:
         """The new x through the polynomial of the last `order` estimates, or as many as there are."""
-        newest = history[: -order - 1 : -1]
+        newest = history[:order]
         weights = _weights([lam - self.start for lam, _ in newest], self.h, self.eta)
         return blend(self.base, 1.0, [self.alpha * w for w in weights], [past for _, past in newest])
 
 
 def _weights(nodes: Sequence[float], h: float, eta: float) -> list[float]:
-    """The weight of each estimate in a step of length h: the integral of its Lagrange polynomial.
+    """The weight of each estimate in a step of length h, through the polynomial of all.
 
     `nodes` are the estimates' λ from the step's start.
     """
-    means = moments(h, eta, len(nodes))
+    moments = exponential_moments(h, len(nodes), eta)
     if len(nodes) == 2:
-        means[1] = (1 + eta) * h**2 / 2  # the authors': exact but for h³
-    return [
-        sum(c * m for c, m in zip(_lagrange(nodes, index), means, strict=True)) for index in range(len(nodes))
-    ]
-
-
-def _lagrange(nodes: Sequence[float], index: int) -> list[float]:
-    """The coefficients, constant first, of the polynomial that is 1 at one node and 0 at the others."""
-    coefficients = [1.0]
-    for other, node in enumerate(nodes):
-        if other != index:
-            scale = nodes[index] - node
-            up, down = [0.0, *coefficients], [*coefficients, 0.0]
-            coefficients = [(a - node * b) / scale for a, b in zip(up, down, strict=True)]
-    return coefficients
+        moments[1] = (1 + eta) * h**2 / 2  # the authors': exact but for h³
+    return interpolation_weights(nodes, moments)

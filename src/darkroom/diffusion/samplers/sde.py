@@ -9,23 +9,17 @@ from torch import Tensor
 
 from darkroom.diffusion.path import NoisePath
 from darkroom.diffusion.samplers.cards import CARDS
-from darkroom.diffusion.samplers.levels import (
-    Estimates,
-    blend,
-    falling_pairs,
-    level,
-    needed,
-    ratio,
-    remember,
-    sde_factors,
-)
+from darkroom.diffusion.samplers.levels import blend, falling_pairs, level, ratio, sde_factors
 from darkroom.diffusion.samplers.steps import (
     Denoise,
+    History,
     Noise,
     Step,
     add_noise,
     first_order_factors,
     log_ratio,
+    needed,
+    remember,
     toward,
 )
 
@@ -151,16 +145,16 @@ def _multistep(
 ) -> Iterator[Step]:
     """Steps that go on from the last `length` estimates, with the weights that `weigh` gives them."""
     path = denoise.path
-    history: Estimates = []
+    history: History = []  # λ and estimates
     for index, sigma, to in falling_pairs(sigmas):
         denoised = denoise(x, sigma).value
         lam, h = log_ratio(path, sigma), log_ratio(path, to) - log_ratio(path, sigma)
         history = remember(history, lam, denoised, length)
         keep, pull, up = sde_factors(path, sigma, to, eta)
         if len(history) > 1 and 0 < h < math.inf:
-            lags = [lam - past for past, _ in reversed(history)]
+            lags = [lam - past for past, _ in history]
             weights = [path.alpha(to) * weight for weight in weigh(lags, h, eta)]
-            x = blend(x, keep, weights, [estimate for _, estimate in reversed(history)])
+            x = blend(x, keep, weights, [estimate for _, estimate in history])
         else:
             x = toward(x, denoised, keep, pull)
         x = add_noise(x, s_noise * up, noise, sigma, to)

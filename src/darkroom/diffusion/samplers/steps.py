@@ -58,6 +58,7 @@ class Noise(Protocol):
 
 
 Sampler = Callable[..., Iterator[Step]]
+History = list[tuple[float, Tensor]]  # levels, or what stands for them, and values there, newest first
 
 # Noise above this level leaves nothing of the picture. Paths that stand for infinite noise start up there
 # (zero-terminal SNR at 4096) and fall to a few in one step. Were that step of higher order, it would weigh
@@ -112,9 +113,20 @@ def add_noise(x: Tensor, scale: float, noise: Noise | None, sigma: float, to: fl
     """x with the noise of the step between two levels, in place; InputError if there is no source of it."""
     if scale <= 0:
         return x
+    return x.add_(needed(noise).between(sigma, to).to(x), alpha=scale)
+
+
+def needed(noise: Noise | None) -> Noise:
+    """The source of noise; InputError if there is none."""
     if noise is None:
         raise InputError("this sampler draws noise at each step: give it a noise source")
-    return x.add_(noise.between(sigma, to).to(x), alpha=scale)
+    return noise
+
+
+def remember(history: History, level: float, value: Tensor, count: int) -> History:
+    """The last `count` values; one at the level of the newest takes its place, one at infinity goes."""
+    older = [past for past in history if past[0] != level and math.isfinite(past[0])]
+    return [(level, value), *older][:count]
 
 
 def log_ratio(path: NoisePath, sigma: float) -> float:

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from darkroom.diffusion.path import NoisePath
-from darkroom.diffusion.samplers.adams import History, add_differences, estimate_weights, remember
+from darkroom.diffusion.samplers.adams import add_differences, estimate_weights
 from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.diffusion.samplers.steps import (
     Denoise,
+    History,
     Noise,
     Step,
     bends,
     euler_step,
     level_pairs,
     log_ratio,
+    remember,
 )
 
 Solver = Literal["bh1", "bh2"]

@@ -12,7 +12,7 @@ from darkroom.diffusion.schedules.curves import (
     linear_quadratic_sigmas,
     polyexponential_sigmas,
 )
-from darkroom.diffusion.schedules.custom import checked_sigmas, part_of
+from darkroom.diffusion.schedules.custom import checked_sigmas
 from darkroom.diffusion.schedules.published import ays_sigmas
 from darkroom.diffusion.schedules.spaced import (
     beta_timestep_sigmas,
@@ -41,7 +41,6 @@ __all__ = [
     "kl_optimal_sigmas",
     "lcm_sigmas",
     "linear_quadratic_sigmas",
-    "part_of",
     "polyexponential_sigmas",
     "schedule_sigmas",
     "sgm_uniform_sigmas",

@@ -1,4 +1,4 @@
-"""Levels of a caller's own, and a part of any."""
+"""Levels of a caller's own."""
 
 import math
 from collections.abc import Sequence
@@ -32,22 +32,3 @@ def checked_sigmas(path: NoisePath, sigmas: Sequence[float]) -> list[float]:
         if index < len(levels) - 1 or sigma != 0:
             check_level(path, sigma, f"sigmas[{index}]")
     return levels
-
-
-def part_of(levels: Sequence[float], start_step: int = 0, end_step: int | None = None) -> list[float]:
-    """The levels of the steps from `start_step` up to `end_step` (None: the last): one more than steps.
-
-    Raises InputError unless 0 <= start_step < end_step <= steps.
-    """
-    steps = len(levels) - 1
-    end = steps if end_step is None else end_step
-    for name, value in (("start_step", start_step), ("end_step", end)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name} must be a whole number, not {value!r}")
-        if not 0 <= value <= steps:
-            raise InputError(f"{name} must be in 0 ... {steps}, the number of steps, not {value}")
-    if start_step >= end:
-        raise InputError(
-            f"start_step {start_step} must be below end_step {end}: no step is left between them"
-        )
-    return list(levels[start_step : end + 1])
