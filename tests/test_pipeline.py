@@ -299,6 +299,15 @@ def test_a_prompts_weight_counts_in_the_way_of_a1111(pipe: Pipeline) -> None:
         ({"schedule": "trailng"}, "unknown schedule 'trailng': did you mean 'trailing'"),
         ({"schedule": "karras", "sampler": "plms"}, "cannot use schedule 'karras': it takes"),
         ({"tile_overlap": 8}, "give `tile`, their size, too"),
+        ({"sampler": "DPM++ 2M Karras"}, "unknown sampler 'DPM[+][+] 2M Karras': did you mean 'dpmpp_2m'"),
+        ({"sampler": "pndm"}, "did you mean 'plms'"),
+        ({"sampler": "euler_a"}, "did you mean 'euler_ancestral'"),
+        ({"latents": torch.full((1, 4, 8, 8), torch.nan)}, "latents must be finite numbers"),
+        ({"hires": Hires(), "end_step": 2}, "hires goes on from a finished picture"),
+        (
+            {"image": torch.zeros(1, 3, 32, 32), "image_latents": torch.zeros(1, 4, 8, 8)},
+            "image is what `image_latents` are already",
+        ),
         ({"width": 4, "height": 4}, "too small for this model"),
     ],
 )
@@ -310,3 +319,19 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(
 
     with pytest.raises(InputError, match=message):
         pipe("red apple", on_step=on_step, **options)
+
+
+@pytest.mark.parametrize("prompt", [None, 1.5, b"x", [b"x"]])
+def test_what_is_no_prompt_is_refused(pipe: Pipeline, prompt: object) -> None:
+    with pytest.raises(InputError, match="prompt must be a text"):
+        pipe(prompt)  # pyright: ignore[reportArgumentType]
+
+
+def test_prompts_joined_by_and_need_guidance_or_shares(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match="joined by AND must add up to 1"):
+        pipe("red apple AND a rocket", guidance_scale=1.0)
+    pipe("red apple:0.5 AND a rocket:0.5", guidance_scale=1.0, steps=1)
+
+
+def test_numpys_numbers_are_seeds(pipe: Pipeline) -> None:
+    assert pipe("red apple", seed=np.int64(3), steps=1).seeds == [3]

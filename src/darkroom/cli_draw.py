@@ -125,6 +125,10 @@ class SecondPass:
     def options(self) -> dict[str, Any]:
         """As options of a call of the library."""
         if self.hires == 1:
+            if self != ONE_PASS:
+                raise InputError(
+                    "--hires-with, --hires-strength and --hires-steps are for --hires, such as 2"
+                )
             return {}
         from darkroom.edit.hires import Hires
 
@@ -174,6 +178,9 @@ def generate(
     chosen.check()
     seen.check()
     previews.check(mkdir=mkdir)
+    check_files(wildcards)
+    if drawing.count < 1:
+        raise InputError(f"--count must be 1 or more, not {drawing.count}")
     if grid and (report or previews.preview is not None):
         raise InputError("--grid draws many pictures: --preview and --report are for one")
     from darkroom.text.wildcards import expand
@@ -246,7 +253,7 @@ def edit(
     check_files(path for path in (image, mask, factor) if isinstance(path, Path))
     from PIL.Image import fromarray
 
-    from darkroom.data.folder import load_picture
+    from darkroom.data.folder import load_mask, load_picture
     from darkroom.edit.outpaint import Margins
     from darkroom.edit.picture import Edit, edit_picture, enlarge
     from darkroom.images import save_png
@@ -254,7 +261,7 @@ def edit(
     picture = fromarray(load_picture(image))
     margins = None if outpaint is None else Margins.parse(outpaint)
     how = Edit(
-        mask=None if mask is None else fromarray(load_picture(mask)).convert("L"),
+        mask=None if mask is None else load_mask(mask),
         outpaint=margins,
         upscale=factor,
         source=source,

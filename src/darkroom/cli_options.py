@@ -98,10 +98,14 @@ class Seen:
         """What they are called in a call of the library."""
         from PIL.Image import fromarray
 
-        from darkroom.data.folder import load_picture
+        from darkroom.data.folder import load_mask, load_picture
 
         given = {"image": self.image, "mask": self.mask, "control": self.control}
-        pictures = {n: fromarray(load_picture(path)) for n, path in given.items() if path is not None}
+        pictures = {
+            n: load_mask(path) if n == "mask" else fromarray(load_picture(path))
+            for n, path in given.items()
+            if path is not None
+        }
         tokens = None
         if self.image_prompt is not None and self.redux is not None:
             from darkroom.adapters.redux import load_redux

@@ -35,6 +35,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_mask(image: Image.Image) -> Image.Image:
+    """A mask of any mode as 8-bit grey, transparent parts black: what is not there is not painted."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return to_rgb(image).convert("L")
+
+
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float greys to 8 bit, the range guessed from the brightest value if not fixed."""
     values = np.asarray(image, dtype=np.float64)

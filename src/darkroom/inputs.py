@@ -23,7 +23,7 @@ from torch import Tensor
 from darkroom.diffusion.denoiser import Condition
 from darkroom.diffusion.path import DiscretePath
 from darkroom.errors import InputError
-from darkroom.images import to_tensor
+from darkroom.images import to_mask, to_tensor
 from darkroom.nn.extra import Extra
 from darkroom.nn.latent_space import LatentSpace
 
@@ -93,6 +93,7 @@ def read_picture(name: str, given: object, size: tuple[int, int] | None) -> Tens
     if isinstance(given, Image):
         given = [given]
     if isinstance(given, Sequence) and given and all(isinstance(picture, Image) for picture in given):
+        given = [to_mask(picture) for picture in given] if mask else given
         fitted = [p if size in (None, p.size) else p.resize(size, Resampling.LANCZOS) for p in given]
         if len({picture.size for picture in fitted}) > 1:
             raise InputError(f"`{name}` are pictures of several sizes: give width and height")

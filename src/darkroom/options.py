@@ -136,10 +136,11 @@ def check_uses(given: Mapping[str, Any], model: Model, mode: Compat) -> None:
     useless = {
         "strength": (not starts, "is for pictures to start from, and this call has none"),
         "noise_level": (beside != "upscale", "is for the x4 upscaler"),
+        "image": ("image_latents" in given and "mask" not in given, "is what `image_latents` are already"),
         "feather": ("mask" not in given or not mode.pastes, "is for pictures to paint in"),
         "schedule": ("sigmas" in given, "spaces the levels that `sigmas` gives already"),
         "steps": ("sigmas" in given, "counts the levels that `sigmas` gives already"),
-        "variation_seed": ("variation_strength" not in given, "needs a variation_strength"),
+        "variation_seed": ("variation_strength" not in given, "is for a call with a variation_strength"),
         "sizes": (not isinstance(model.spec.conditioning, XLConditioning), "are for SDXL"),
         "refiner_start": ("refiner" not in given, "is for a call with a refiner"),
         "exact": (

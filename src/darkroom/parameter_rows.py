@@ -57,6 +57,7 @@ SCHEDULE_WORDS = {
     "SGM Uniform": "sgm_uniform",
     "Simple": "simple",
 }
+EDIT = "Edit"  # what `darkroom edit` did beside drawing
 UNSAID = ("Automatic", "Uniform")
 
 Tell = Callable[[Request, Model, int], str | None]

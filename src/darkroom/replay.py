@@ -19,7 +19,7 @@ from darkroom.images import Parameters, parse_parameters, read_parameters, to_rg
 from darkroom.inputs import read_picture
 from darkroom.options import Options
 from darkroom.origin import model_hash
-from darkroom.parameter_rows import ROWS, picture_hash, read_row
+from darkroom.parameter_rows import EDIT, ROWS, picture_hash, read_row
 from darkroom.parameters import Call, is_ours, options_of
 from darkroom.pipeline import Pipeline, load
 from darkroom.progress import Progress
@@ -88,6 +88,8 @@ def replay(
     """
     path = Path(path)
     original, parameters = _read(path)
+    if edit := parameters.values.get(EDIT):
+        raise InputError(f"{path}: was made by darkroom edit ({edit}): run that on the picture again")
     try:
         call = options_of(parameters, without=given)
     except InputError as error:

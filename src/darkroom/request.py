@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline
 
 BATCH_SIZE = 16
-# These end where a path says; all others without noise, unless a model's files say that they are to.
-TO_FIRST_LEVEL = ("ddim", "plms", "lcm", "tcd", "deis", "sa_solver")
 Asked = str | int | Texts | Mapping[str, str]  # a prompt as callers give it
 
 
@@ -217,11 +215,18 @@ def all_sigmas(request: Request, model: Model) -> list[float]:
             side = request.tile // model.spec.latent_space.stride
             rows, columns = min(rows, side), min(columns, side)
         path = path.sized(rows * columns // patch_size(model) ** 2)
-    elif path.final_sigma and request.sampler not in (model.spec.defaults.sampler, *TO_FIRST_LEVEL):
+    elif path.final_sigma and not _ends_there(request.sampler, model):
         path = replace(path, final="zero")
     if request.sigmas is not None:
         return checked_sigmas(path, request.sigmas)
     return schedule_sigmas(request.schedule, path, request.steps, request.schedule_options)
+
+
+def _ends_there(sampler: str, model: Model) -> bool:
+    """Whether a sampler ends at the level that the path says, as few do, or the one that the model's files
+    name; all others end without noise.
+    """
+    return SAMPLER_CARDS[sampler].to_first_level or sampler == model.spec.defaults.sampler
 
 
 def starts_from_picture(request: Request, model: Model) -> bool:
@@ -260,11 +265,11 @@ def stages(request: Request, model: Model) -> list[list[float]]:
 def _seeds(given: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
     """One seed for each picture, or the first one's for all that vary by seeds of their own."""
     seed = given.pop("seed", None)
-    seed = secrets.randbelow(2**32) if seed is None else seed
+    seed = secrets.randbelow(2**32) if seed is None else int(seed)
     own = given.pop("variation_seed", None)
     if not given.get("variation_strength"):
         return {"seeds": tuple(image_seeds(seed, count))}
-    own = secrets.randbelow(2**32) if own is None else own
+    own = secrets.randbelow(2**32) if own is None else int(own)
     return {
         "seeds": tuple(image_seeds(seed, 1)) * count,
         "variation_seeds": tuple(image_seeds(own, count)),
@@ -273,7 +278,8 @@ def _seeds(given: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
 
 def _prompts(prompt: Asked | Sequence[Asked], count: int) -> list[Prompt]:
     one = isinstance(prompt, str | int | Texts | Mapping)
-    prompts = [prompt] if one else list(prompt)  # pyright: ignore[reportArgumentType]
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
+    prompts = [prompt] if one else list(prompt) if several else []  # pyright: ignore[reportArgumentType]
     if not prompts or not all(isinstance(text, str | int | Texts | Mapping) for text in prompts):
         raise InputError("prompt must be a text, the number of a class, or a list of at least one of them")
     if count < 1:

@@ -1,7 +1,10 @@
 """Whether a request can be drawn by a model: every number, size and picture of it."""
 
 import math
+import re
 from pathlib import Path
+
+import torch
 
 from darkroom.checkpoint.model import Model
 from darkroom.diffusion.samplers.cards import CARDS
@@ -14,6 +17,7 @@ from darkroom.edit.tiles import plan_of, smallest
 from darkroom.errors import InputError, some, unknown
 from darkroom.inputs import ENLARGING
 from darkroom.nn.mmdit import MMDiTConfig
+from darkroom.prompting import plans_of
 from darkroom.refine import MODES
 from darkroom.request import (
     Request,
@@ -21,6 +25,7 @@ from darkroom.request import (
     guide_of,
     guided_by,
     latent_shape,
+    needs_uncond,
     sigmas,
     size_multiple,
     starts_from_picture,
@@ -60,6 +65,7 @@ def check(request: Request, model: Model) -> None:
     if request.refine is not None and request.refine not in MODES:
         raise unknown("refine", request.refine, MODES)
     _check_regions(request, model)
+    _check_parts(request, model)
     _check_image_prompt(request, model)
     _check_refiner(request, model)
     guide_of(request, model, whole_way(request, model))
@@ -70,6 +76,9 @@ def check(request: Request, model: Model) -> None:
 def _check_sampler(request: Request, model: Model) -> None:
     """The sampler, its options, and whether it takes the schedule and the path."""
     if request.sampler not in SAMPLERS:
+        near = _in_our_words(request.sampler)
+        if near in SAMPLERS:
+            raise InputError(f"unknown sampler {request.sampler!r}: did you mean {near!r}?")
         raise unknown("sampler", request.sampler, SAMPLERS)
     card, kind = CARDS[request.sampler], model.denoiser.path.kind
     card.check(**request.sampler_options)
@@ -82,6 +91,19 @@ def _check_sampler(request: Request, model: Model) -> None:
         raise InputError(
             f"sampler {request.sampler!r} cannot use schedule {request.schedule!r}: it takes " + some(fitting)
         )
+
+
+def _check_parts(request: Request, model: Model) -> None:
+    """Prompts whose weights leave something to no prompt at all need guidance, which estimates that."""
+    if needs_uncond(request, model):
+        return
+    for prompt in dict.fromkeys(request.prompts):
+        weights = [part.weight for part in plans_of(prompt, request, model)[0].parts]
+        if not math.isclose(sum(weights), 1):
+            raise InputError(
+                "without guidance the weights of the prompts joined by AND must add up to 1, as in "
+                f"'one:0.5 AND other:0.5', not to {sum(weights):g}"
+            )
 
 
 def _check_tiles(request: Request, model: Model) -> None:
@@ -108,6 +130,14 @@ def _check_regions(request: Request, model: Model) -> None:
     region_masks(request.regions, request.height, request.width, model.spec.latent_space.stride)
 
 
+def _in_our_words(sampler: str) -> str:
+    """Another program's name of a sampler, "DPM++ 2M Karras" or "euler_a", in ours as far as rules go."""
+    name = sampler.lower().replace("++", "pp").replace(" ", "_")
+    name = re.sub(r"_(karras|exponential|normal|simple)$", "", name)
+    name = re.sub(r"_a$|_ancestral$", "_ancestral", name)
+    return {"pndm": "plms", "unipc": "uni_pc", "dpm2": "dpm_2"}.get(name, name)
+
+
 def _check_steps(request: Request, model: Model) -> None:
     start, end = request.start_step, request.end_step
     last = request.steps if end is None else end
@@ -128,6 +158,8 @@ def _check_hires(request: Request, model: Model) -> None:
         raise InputError("hires is for drawings: this call is shown a picture, whose size it must keep")
     if request.refiner is not None:
         raise InputError("hires and refiner are two second passes: leave one out")
+    if request.end_step is not None:
+        raise InputError("hires goes on from a finished picture: leave end_step out")
     if request.sigmas is not None and request.hires.steps is not None:
         raise InputError("hires: field 'steps': counts the levels that `sigmas` gives already: leave it out")
     second = second_pass(request, request.hires, size_multiple(model))
@@ -167,6 +199,9 @@ def _check_latents(request: Request, model: Model) -> None:
     if request.latents is not None and tuple(request.latents.shape) != expected:
         raise InputError(f"latents must have shape {expected}, not {tuple(request.latents.shape)}")
     given = request.image_latents
+    for name, latents in (("latents", request.latents), ("image_latents", given)):
+        if latents is not None and not torch.isfinite(latents).all():
+            raise InputError(f"{name} must be finite numbers, and some are not")
     if given is None:
         return
     if tuple(given.shape) not in (expected, (1, *expected[1:])):

@@ -16,11 +16,12 @@ from PIL import Image
 
 from darkroom.config import parse
 from darkroom.errors import Cancelled, InputError, unknown
-from darkroom.images import Parameters, format_parameters, grid, save_png
+from darkroom.images import Parameters, format_parameters, grid, magnified, save_png
 from darkroom.options import TYPES, Options
 from darkroom.pipeline import Pipeline, Result
 from darkroom.progress import Progress
 
+CELL = 128  # pixels that a cell has, or more, so that its label can be read
 CELLS = "cells"  # the text chunk of a sheet's PNG with the parameters of every cell
 MOST = 1000  # cells
 # What the command line calls options of the library.
@@ -156,7 +157,7 @@ def sheet(
     cells = _cells(prompt, options, x, y)
     steps = [_check(pipe, cell) for cell in cells]
     results, stopped = _draw(pipe, cells, steps, on_step)
-    pictures = [_together(result.images) for result in results]
+    pictures = [magnified(_together(result.images), CELL) for result in results]
     pictures += [Image.new("RGB", pictures[0].size, BLANK)] * (len(cells) - len(results))
     image = grid(
         pictures,

@@ -112,7 +112,7 @@ def test_levels_of_ones_own_are_visited(pipe: Pipeline) -> None:
         ({"sigmas": [1.0, 0.5, 0.0], "steps": 3}, "steps counts the levels"),
         ({"sigmas": [1.0, 0.5, 0.0], "schedule": "flow"}, "schedule spaces the levels"),
         ({"sigmas": 3}, "sigmas must be a list of noise levels"),
-        ({"variation_seed": 3}, "variation_seed needs a variation_strength"),
+        ({"variation_seed": 3}, "variation_seed is for a call with a variation_strength"),
         ({"variation_strength": 1.5}, "variation_strength must be in 0 ... 1"),
         ({"image_latents": torch.zeros(1, 4, 9, 8)}, "image_latents must have shape"),
         ({"sampler_options": 3}, "sampler_options must be options by name"),

@@ -104,3 +104,28 @@ def test_the_command_edits(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["edit", "in.png", "red apple", "--strength", "1.5", *model]) == 2
     assert "strength must be in 0 ... 1" in capsys.readouterr().err
     assert not os.path.exists("edited.png")
+
+
+def test_a_transparent_mask_paints_nothing_where_it_is_transparent(pipe: Pipeline) -> None:
+    clear = Image.new("RGBA", (30, 33), (0, 0, 0, 0))
+    clear.paste((255, 255, 255, 255), (10, 20, 25, 33))
+    (made,) = edit_picture(pipe, picture(), "red apple", Edit(mask=clear), steps=2, seed=1).images
+    kept = np.asarray(clear)[..., 3] == 0
+    assert (np.asarray(made)[kept] == np.asarray(picture())[kept]).all()
+
+
+def test_a_file_says_what_was_done_and_is_not_replayed_as_something_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture().save("in.png")
+    model = ["--model", str(folder), "--steps", "2", "--seed", "3"]
+    assert main(["edit", "in.png", "red apple", "--outpaint", "4", "-o", "b.png", *model]) == 0
+    capsys.readouterr()
+    assert main(["replay", "b.png", "--model", str(folder)]) == 2
+    assert "made by darkroom edit (outpaint 4,4,4,4, cut to 38x41)" in capsys.readouterr().err
+
+
+def test_a_source_refuses_samplers_that_draw_noise(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match="draws noise of its own"):
+        edit_picture(pipe, picture(), "red apple", Edit(source="a"), sampler="dpmpp_sde")

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from darkroom.errors import InputError, unknown
-from darkroom.images import to_rgb
+from darkroom.images import to_mask, to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +238,13 @@ def _weight(source: Source, caption: str) -> float:
         if part.casefold() in caption.casefold():
             weight *= factor
     return weight
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A mask's file as 8-bit grey, upright, transparent parts black; InputError naming the file."""
+    load_picture(path)  # which says what is wrong with it
+    with Image.open(path) as image:
+        return to_mask(ImageOps.exif_transpose(image))
 
 
 def load_picture(

@@ -23,6 +23,9 @@ class Margins:
         if min(sides) < 0 or max(sides) == 0:
             raise InputError(f"margins must be 0 or more and not all 0, not {sides}")
 
+    def __str__(self) -> str:
+        return f"{self.left},{self.top},{self.right},{self.bottom}"
+
     @classmethod
     def parse(cls, text: str) -> "Margins":
         """N for all sides, or LEFT,TOP,RIGHT,BOTTOM; InputError for anything else."""

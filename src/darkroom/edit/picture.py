@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import torch
 from PIL import Image
 
+from darkroom.diffusion.samplers.cards import CARDS
 from darkroom.edit.hires import resized
 from darkroom.edit.inversion import invert
 from darkroom.edit.outpaint import Margins, canvas
 from darkroom.errors import InputError
-from darkroom.images import to_pil, to_rgb, to_tensor
+from darkroom.images import Parameters, to_pil, to_rgb, to_tensor
 from darkroom.inputs import ENLARGING
 from darkroom.options import Options
+from darkroom.parameter_rows import EDIT
 
 if TYPE_CHECKING:
     from darkroom.pipeline import Pipeline, Result
@@ -31,6 +33,7 @@ OF_THE_TARGET = (
     "regions",
     "refine",
 )
+LARGEST = 16  # times, a picture enlarged
 ENLARGED_STRENGTH = 0.3  # how far an enlarged picture is drawn anew: detail, not content
 
 
@@ -56,8 +59,13 @@ class Edit:
             )
         if self.mask is not None and (self.source is not None or self.upscale is not None):
             raise InputError("mask is for painting in the picture as it is: leave source and upscale out")
-        if isinstance(self.upscale, int | float) and not self.upscale > 1:
-            raise InputError(f"upscale must be above 1, or a file, not {self.upscale}")
+        if isinstance(self.upscale, int | float) and not 1 < self.upscale <= LARGEST:
+            raise InputError(f"upscale must be above 1 and at most {LARGEST}, or a file, not {self.upscale}")
+
+    def words(self) -> list[str]:
+        """What is done beside drawing, for the picture's file."""
+        said = {"outpaint": self.outpaint, "upscale": self.upscale, "source": self.source}
+        return [f"{name} {value}" for name, value in said.items() if value is not None]
 
 
 def edit_picture(
@@ -95,6 +103,9 @@ def edit_picture(
         image, mask = _fitted(image, mask, pipe.size_multiple)
     shown: dict[str, Any] = {"image": image} | ({} if mask is None else {"mask": mask})
     if edit.source is not None:
+        sampler = given.get("sampler", pipe.model.spec.defaults.sampler)
+        if sampler in CARDS and CARDS[sampler].stochastic:
+            raise InputError(f"source: sampler {sampler!r} draws noise of its own, not that of the picture")
         if given.get("count", 1) > 1:
             raise InputError("count: a picture has one noise, from which another prompt draws one picture")
         how = {name: value for name, value in given.items() if name not in OF_THE_TARGET}
@@ -106,7 +117,17 @@ def edit_picture(
     result = pipe(prompt, on_step=on_step, **cast(Options, given | shown))
     if beside in ENLARGING:
         return result
-    return replace(result, images=[drawn.crop((0, 0, *size)) for drawn in result.images])
+    done = edit.words() + ([] if image.size == size else [f"cut to {size[0]}x{size[1]}"])
+    return replace(
+        result,
+        images=[drawn.crop((0, 0, *size)) for drawn in result.images],
+        parameters=[told(made, done) for made in result.parameters],
+    )
+
+
+def told(made: Parameters, done: list[str]) -> Parameters:
+    """The parameters of a drawing with what was done to its picture before and after, if anything was."""
+    return replace(made, values=made.values | {EDIT: ", ".join(done)}) if done else made
 
 
 def enlarge(image: Image.Image, upscale: float | Path, pipe: "Pipeline | None" = None) -> Image.Image:
