@@ -36,11 +36,6 @@ class Cuts:
         starts = tuple(start * factor for start in self.starts)
         return Cuts(length=self.length * factor, tile=self.tile * factor, starts=starts, wrap=self.wrap)
 
-    def shrunk(self, factor: int) -> "Cuts":
-        """The same tiles of a side with one cell for each `factor`, by which all numbers must divide."""
-        starts = tuple(start // factor for start in self.starts)
-        return Cuts(length=self.length // factor, tile=self.tile // factor, starts=starts, wrap=self.wrap)
-
     def cells(self, number: int) -> Tensor:
         """The cells of a tile, int64 (tile,)."""
         return (torch.arange(self.tile) + self.starts[number]) % self.length
@@ -94,10 +89,6 @@ class Grid:
     def scaled(self, factor: int) -> "Grid":
         """The same tiles of a picture `factor` times as large."""
         return Grid(self.rows.scaled(factor), self.columns.scaled(factor))
-
-    def shrunk(self, factor: int) -> "Grid":
-        """The same tiles of a picture `factor` times as small."""
-        return Grid(self.rows.shrunk(factor), self.columns.shrunk(factor))
 
     def crop(self, picture: Tensor, number: int) -> Tensor:
         """What a picture (..., H, W) shows in a tile, (..., tile, tile)."""

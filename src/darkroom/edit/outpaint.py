@@ -35,18 +35,6 @@ class Margins:
         left, top, right, bottom = (int(part) for part in (parts * 4 if len(parts) == 1 else parts))
         return cls(left=left, top=top, right=right, bottom=bottom)
 
-    def to_multiple(self, size: tuple[int, int], multiple: int) -> "Margins":
-        """Margins, right and bottom made larger so that a picture of this size (width, height) then divides
-        by `multiple`.
-        """
-        width, height = size[0] + self.left + self.right, size[1] + self.top + self.bottom
-        return Margins(
-            left=self.left,
-            top=self.top,
-            right=self.right + -width % multiple,
-            bottom=self.bottom + -height % multiple,
-        )
-
 
 def canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, Image.Image]:
     """The picture on a larger canvas, and the mask ("L") that is white where it is new.

@@ -37,11 +37,6 @@ class TilePlan:
         """How many tiles there are: what a step costs, in calls of the network."""
         return len(self.grid.tiles)
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens the network has for a tile: what a schedule goes by that depends on the size."""
-        return self.grid.rows.tile * self.grid.columns.tile // self.multiple**2
-
 
 def plan(
     model: Model,
