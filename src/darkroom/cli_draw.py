@@ -4,7 +4,6 @@ As in `cli.py`, what needs torch is imported when it is used.
 """
 
 import secrets
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,15 +326,14 @@ def _draw_sheet(
 
 def _named(words: Sequence[str], option: str) -> dict[str, Any] | None:
     """Words such as eta=0.5 as options by name, their values as in TOML."""
+    from darkroom.config import read_value
+
     named: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
             raise InputError(f"{option} is NAME=VALUE, such as eta=0.5, not {word!r}")
-        try:
-            named[name.strip().replace("-", "_")] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            named[name.strip().replace("-", "_")] = text
+        named[name.strip().replace("-", "_")] = read_value(text)
     return named or None
 
 

@@ -163,6 +163,11 @@ def _value(type_: Any, text: str) -> Any:
         return None
     if all(_is_text(member) for member in members if member is not NoneType):
         return text
+    return read_value(text)
+
+
+def read_value(text: str) -> Any:
+    """A value on the command line: what it means in TOML, or itself where it means nothing there."""
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -157,7 +157,7 @@ class Pipeline:
         """
         if output not in ("image", "latents"):
             raise unknown("output", str(output), ("image", "latents"))
-        request = self.request(prompt, **options)
+        request, read = self._asked(prompt, options)
         watch = Watch(self.total_steps(request), on_step)
         with torch.no_grad():
             images, latents = self.suited(request)._run(request, watch, images=output == "image")
@@ -165,7 +165,7 @@ class Pipeline:
             images=images,
             seeds=list(request.seeds),
             latents=latents,
-            prompts=self.reports(request),
+            prompts=read,
             parameters=[
                 parameters_of(request, self.model, self.name, k, self.origin)
                 for k in range(len(request.prompts))
@@ -178,6 +178,10 @@ class Pipeline:
         Warns of what is not read as it may have been meant: a prompt that is cut, a bracket without its other
         half, a negative prompt that nothing leads away from.
         """
+        return self._asked(prompt, options)[0]
+
+    def _asked(self, prompt: Asked | Sequence[Asked], options: Options) -> tuple[Request, list[PromptReport]]:
+        """A call's request, and what is read of its prompts; warns the caller of the method that called."""
         request = complete(self.model, prompt, options)
         check(request, self.model)
         if request.refine is not None and not (self._folder / FILE).is_file():
@@ -186,9 +190,10 @@ class Pipeline:
             request = replace(request, alike=keys(request, self.model))
         if request.negative_prompt and not needs_uncond(request, self.model):
             warnings.warn("without guidance the negative prompt changes nothing", stacklevel=3)
-        for warning in dict.fromkeys(text for read in self.reports(request) for text in read.warnings):
+        read = self.reports(request)
+        for warning in dict.fromkeys(text for one in read for text in one.warnings):
             warnings.warn(warning, stacklevel=3)
-        return request
+        return request, read
 
     def reports(self, request: Request) -> list[PromptReport]:
         """What the text encoders read of each prompt of a request, the negative one last."""

@@ -1,7 +1,6 @@
 """What a user says of guidance: plain data, without torch; `guidance.make_guide` makes a guide of it."""
 
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -183,25 +182,18 @@ def read_guidance(words: Sequence[str]) -> Guidance:
     Values are TOML; a technique by its name alone has its defaults. Raises InputError for an unknown field
     (with the nearest one), a value of another type and whatever `Guidance` refuses.
     """
-    from darkroom.config import parse
+    from darkroom.config import parse, read_value
 
     data: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         table, dot, field = name.strip().replace("-", "_").partition(".")
-        value = _value(text.strip()) if equals else {}
+        value = read_value(text.strip()) if equals else {}
         if not dot:
             data[table] = value
         elif isinstance(data.setdefault(table, {}), dict):
             data[table][field] = value
     return parse(data, Guidance, where="guidance")
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _is_number(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 from darkroom.diffusion.path import FlowPath, NoisePath
 from darkroom.diffusion.schedule_cards import check_schedule_options
@@ -65,4 +65,12 @@ def schedule_sigmas(
         if not isinstance(path, FlowPath):
             raise InputError(f"shift is for flow paths, and this one is {path.kind!r}: leave it out")
         path = replace(path, shift=shift, size_shift=None)
-    return SCHEDULES[name](path, steps, **given)
+    return list(_levels(name, path, steps, tuple(sorted(given.items()))))
+
+
+@lru_cache(maxsize=64)
+def _levels(
+    name: str, path: NoisePath, steps: int, options: tuple[tuple[str, float], ...]
+) -> tuple[float, ...]:
+    """A schedule's levels, which a call asks for several times: some take tens of milliseconds."""
+    return tuple(SCHEDULES[name](path, steps, **dict(options)))
